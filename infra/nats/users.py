@@ -1,0 +1,74 @@
+"""The bus users: each service may write its own categories only, and nobody but infra may touch a stream."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+ACCOUNT = "TRAINYARD"
+INFRA = "infra"
+
+GATEWAY_CATEGORIES = ("user", "name", "credit", "quota", "workspace", "project", "dataset", "image", "example", "model", "webhook", "job")
+
+
+def reading(stream: str) -> tuple[str, ...]:
+    """What it takes to follow a stream: own consumers, acknowledgements, single messages."""
+    return (
+        f"$JS.API.STREAM.MSG.GET.{stream}",
+        f"$JS.API.DIRECT.GET.{stream}",  # by sequence and in batches there is no suffix
+        f"$JS.API.DIRECT.GET.{stream}.>",
+        f"$JS.API.CONSUMER.CREATE.{stream}",
+        *(f"$JS.API.CONSUMER.{verb}.{stream}.>" for verb in ("CREATE", "DURABLE.CREATE", "INFO", "DELETE", "MSG.NEXT")),
+        f"$JS.ACK.{stream}.>",
+    )
+
+
+# Never `$JS.>` or `$JS.API.>`: with it a user can delete the log.
+EVERY_SERVICE = ("$JS.API.INFO", *(f"$JS.API.STREAM.INFO.{stream}" for stream in ("EV", "TEL", "WORK")), "$JS.API.STREAM.NAMES", *reading("EV"), "$JS.FC.>")
+
+
+@dataclass(frozen=True)
+class User:
+    name: str
+    publish: tuple[str, ...]
+    subscribe: tuple[str, ...]
+
+
+SERVICES = (
+    User(
+        "gateway",
+        publish=(
+            *(f"ev.*.{category}.>" for category in GATEWAY_CATEGORIES),
+            "sec.*.>",
+            "proj.>",
+            "ask.>",
+            "$JS.API.DIRECT.GET.TEL",
+            "$JS.API.DIRECT.GET.TEL.>",
+        ),
+        subscribe=("tel.>",),
+    ),
+    User("datasets", publish=("ev.*.preparation.>",), subscribe=()),
+    User("training", publish=("ev.*.training.>", "tel.>", "work.>", *reading("TEL"), *reading("WORK")), subscribe=()),
+    User("export", publish=("ev.*.export.>",), subscribe=()),
+)
+NAMES = (INFRA, *(user.name for user in SERVICES))
+
+
+def render(passwords: Mapping[str, str]) -> str:
+    """The `accounts` block of a nats-server configuration. Passwords may be bcrypt hashes."""
+    users = [_line(INFRA, passwords[INFRA], permissions="")]
+    users += [_line(user.name, passwords[user.name], permissions=_permissions(user)) for user in SERVICES]
+    return "\n".join(["accounts {", f"  {ACCOUNT} {{", "    jetstream: enabled", "    users: [", *users, "    ]", "  }", "}", ""])
+
+
+def _line(name: str, password: str, *, permissions: str) -> str:
+    return f'      {{user: "{name}", password: "{password}"{permissions}}}'
+
+
+def _permissions(user: User) -> str:
+    publish = _listed((*user.publish, *EVERY_SERVICE))
+    subscribe = _listed((f"_INBOX_{user.name}.>", "feed.>", "proj.>", "ask.>", *user.subscribe))
+    # allow_responses: a question is answered into the asker's inbox, which nobody else may write to unasked
+    return f", permissions: {{publish: {{allow: {publish}}}, subscribe: {{allow: {subscribe}}}, allow_responses: true}}"
+
+
+def _listed(subjects: tuple[str, ...]) -> str:
+    return "[" + ", ".join(f'"{subject}"' for subject in subjects) + "]"

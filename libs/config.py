@@ -1,0 +1,106 @@
+"""Settings: environment variables TRAINYARD_*, or a .env beside you, read once when a process starts."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+PREFIX = "TRAINYARD_"
+
+
+class Refused(Exception):
+    """A setting is missing or wrong. The message names it and says what would be right."""
+
+
+class Service(msgspec.Struct, frozen=True, kw_only=True):
+    """What every process of the platform needs to take part."""
+
+    nats_url: Annotated[str, Meta(description="The bus, with the service's own user: `nats://user:password@host:4222`, several servers divided by commas.")]
+    s3_endpoint: Annotated[str, Meta(description="Object store: `http://host:port`; https where it has it.")]
+    s3_access_key: Annotated[str, Meta(description="Key of the object store.")]
+    s3_secret_key: Annotated[str, Meta(description="Its secret.")]
+    s3_bucket: Annotated[str, Meta(description="Bucket that holds uploads, parts and artifacts; made by `infra`, never by a service.")] = "trainyard"
+    s3_region: Annotated[str, Meta(description="Region of the bucket.")] = "us-east-1"
+    s3_local_root: Annotated[
+        str, Meta(description="Folder where an embedded object store keeps its buckets. When set, each object is fsynced there before a fact may refer to it.")
+    ] = ""
+    health_port: Annotated[
+        int, Meta(description="Port for /livez, /readyz and /metrics of a service that has no other HTTP; 0 turns it off.", ge=0, le=65535)
+    ] = 0
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="Least level that is written to the log (JSON lines on stderr).")] = (
+        "info"
+    )
+    trace_ratio: Annotated[
+        float,
+        Meta(description="Share of requests that are traced when the caller did not decide; exported when OTEL_EXPORTER_OTLP_ENDPOINT is set.", ge=0, le=1),
+    ] = 0.05
+
+
+class Gateway(Service, frozen=True, kw_only=True):
+    """What the gateway needs besides."""
+
+    database_url: Annotated[str, Meta(description="PostgreSQL for the read models: `postgresql://user:password@host:5432/database`.")]
+    host: Annotated[str, Meta(description="Address to listen on. Anything but a loopback address needs AUTH=jwt.")] = "127.0.0.1"
+    port: Annotated[int, Meta(description="Port to listen on.", ge=0, le=65535)] = 8000
+    auth: Annotated[
+        Literal["local", "jwt"], Meta(description="`local`: whoever reaches the loopback address is the owner `local`. `jwt`: everyone needs a token.")
+    ] = "local"
+    cors_origins: Annotated[
+        str, Meta(description="Origins, divided by commas, whose pages may call the API. Empty: any loopback origin in local mode, none else.")
+    ] = ""
+    max_file_mb: Annotated[int, Meta(description="Largest file of one upload, in MB.", ge=1)] = 50
+    max_project_mb: Annotated[int, Meta(description="Largest sum of a project's files, in MB.", ge=1)] = 500
+    sweep_after_hours: Annotated[float, Meta(description="Objects that no fact refers to are removed when they are this old.", gt=0)] = 24.0
+
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+def load(kind: type[S], environ: Mapping[str, str] | None = None, dotenv: Path = Path(".env")) -> S:
+    """The environment wins over .env; whatever is unset keeps its default."""
+    values = {**_dotenv(dotenv), **(os.environ if environ is None else environ)}
+    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    found: dict[str, Any] = {}
+    for name in fields:
+        value = values.get(PREFIX + name.upper())
+        if value is not None and value != "":
+            found[name] = value
+    try:
+        return msgspec.convert(found, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise Refused(_worded(error)) from error
+
+
+def describe(kind: type[msgspec.Struct]) -> list[tuple[str, str, str, str]]:
+    """(variable, type, default, meaning) of each setting, for docs/settings.md."""
+    schema = msgspec.json.schema(kind)["$defs"][kind.__name__]
+    return [
+        (
+            PREFIX + name.upper(),
+            " \\| ".join(map(str, field["enum"])) if "enum" in field else str(field.get("type", "")),
+            "required" if name in schema.get("required", []) else str(field.get("default", "")),
+            str(field.get("description", "")),
+        )
+        for name, field in schema["properties"].items()
+    ]
+
+
+def _worded(error: msgspec.ValidationError) -> str:
+    text = str(error)
+    if "missing required field `" in text:
+        name = text.split("`")[1]
+        return f"{PREFIX}{name.upper()} is not set. `make up` sets it for the embedded servers; docs/settings.md lists all."
+    if " - at `$." in text:
+        problem, _, path = text.partition(" - at `$.")
+        return f"{PREFIX}{path.rstrip('`').upper()}: {problem}"
+    return text
+
+
+def _dotenv(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    pairs = (line.split("=", 1) for line in path.read_text().splitlines() if "=" in line and not line.lstrip().startswith("#"))
+    return {key.strip().removeprefix("export "): value.strip().strip("'\"") for key, value in pairs}

@@ -1,0 +1,51 @@
+"""Preparation: raw files become rows that can be trained on. The datasets service is the only writer."""
+
+from .envelope import Claim, Event
+
+
+class PreparationStarted(Event, frozen=True, kw_only=True, tag="preparation.started"):
+    KEY = ("job_id",)
+    job_id: str
+
+
+class PreparationProgressed(Event, frozen=True, kw_only=True, tag="preparation.progress"):
+    """How far the work is, in bytes of its input. Throttled: a reader may miss some but never the end."""
+
+    KEY = ("job_id",)
+    job_id: str
+    done: int
+    total: int
+
+
+class PreparationProduced(Event, frozen=True, kw_only=True, tag="preparation.produced"):
+    """One part of the result, at most 1,000 rows or 4 MB, as JSON lines in the object store."""
+
+    KEY = ("job_id",)
+    job_id: str
+    part: int
+    content: Claim
+    rows: int
+    valid: int
+
+
+class PreparationCompleted(Event, frozen=True, kw_only=True, tag="preparation.completed"):
+    """The stage is done; every row of the input is in one of `parts`, usable or refused with its reason."""
+
+    KEY = ("job_id",)
+    job_id: str
+    parts: int
+    rows: int
+    valid: int
+    refused: dict[str, int] = {}
+
+
+class PreparationFailed(Event, frozen=True, kw_only=True, tag="preparation.failed"):
+    KEY = ("job_id",)
+    job_id: str
+    code: str
+    message: str
+
+
+class PreparationCancelled(Event, frozen=True, kw_only=True, tag="preparation.cancelled"):
+    KEY = ("job_id",)
+    job_id: str

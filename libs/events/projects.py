@@ -1,0 +1,68 @@
+"""Projects: a fine-tune from its documents to its adapter. The gateway is the only writer."""
+
+from typing import Any
+
+import msgspec
+
+from .envelope import Event
+
+
+class File(msgspec.Struct, frozen=True, kw_only=True):
+    """An uploaded file; its bytes lie under `key` in the object store."""
+
+    file_id: str
+    filename: str
+    kind: str
+    mime_type: str
+    size: int
+    sha256: str
+    key: str
+    job_id: str = ""
+    """The ingest job that reads it."""
+
+
+class ProjectCreated(Event, frozen=True, kw_only=True, tag="project.created"):
+    KEY = ("project_id",)
+    FOUNDS = True
+    project_id: str
+    name: str
+    description: str = ""
+    task_type: str = ""
+    config: dict[str, Any] = {}
+    request: str = ""
+    """Fingerprint of the request, so that a repeated Idempotency-Key is told from a re-used one."""
+
+
+class ProjectUpdated(Event, frozen=True, kw_only=True, tag="project.updated"):
+    """What was changed, and only that; `config` is merged into the one before."""
+
+    KEY = ("project_id",)
+    project_id: str
+    name: str | None = None
+    description: str | None = None
+    task_type: str | None = None
+    config: dict[str, Any] | None = None
+
+
+class ProjectFilesAdded(Event, frozen=True, kw_only=True, tag="project.files_added"):
+    KEY = ("project_id",)
+    project_id: str
+    files: list[File]
+
+
+class ProjectFileDeleted(Event, frozen=True, kw_only=True, tag="project.file_deleted"):
+    """The file, what was read from it and its objects are gone."""
+
+    KEY = ("project_id",)
+    project_id: str
+    file_id: str
+    key: str
+    job_id: str = ""
+
+
+class ProjectDeleted(Event, frozen=True, kw_only=True, tag="project.deleted"):
+    """The project, its files, examples and objects are gone. `job_ids` are the jobs whose objects go along."""
+
+    KEY = ("project_id",)
+    project_id: str
+    job_ids: list[str] = []

@@ -1,0 +1,122 @@
+"""Jobs: what runs or ran for a project, and how to stop it."""
+
+from typing import Annotated, Any
+from uuid import UUID
+
+import asyncpg
+import msgspec
+from litestar import Response, get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, QueryParameter
+
+from services.gateway.api.finetuneflow.projects import known
+from services.gateway.api.finetuneflow.words import STATUS, SYNONYMS, stamp, stamp_or_none
+from services.gateway.api.problems import Refused
+from services.gateway.api.requests import AnyRequest, Limit, Offset, answered, origin, tenant
+from services.gateway.commands import Commands
+from services.gateway.domain.errors import NotFound
+from services.gateway.domain.jobs import CancelJob, Job
+from services.gateway.views import jobs
+
+
+class JobOut(msgspec.Struct, kw_only=True):
+    id: str
+    type: str
+    status: str
+    progress_pct: int
+    result_summary: dict[str, Any] | None
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    error_message: str | None
+    project_id: str
+    cancel_requested: bool
+
+
+class JobDetail(JobOut, kw_only=True):
+    result: Any
+
+
+class JobPage(msgspec.Struct, kw_only=True):
+    jobs: list[JobOut]
+    total: int
+    limit: int
+    offset: int
+
+
+class Cancelled(msgspec.Struct, kw_only=True):
+    status: str = "cancelled"
+
+
+@get("/projects/{project_id:uuid}/jobs", summary="Jobs of a project, newest first")
+async def list_jobs(
+    request: AnyRequest,
+    project_id: FromPath[UUID],
+    db: NamedDependency[asyncpg.Pool],
+    commands: NamedDependency[Commands],
+    kind: Annotated[str | None, QueryParameter(name="type", max_length=50)] = None,
+    status: Annotated[str | None, QueryParameter(name="status", max_length=50)] = None,
+    limit: Limit = 50,
+    offset: Offset = 0,
+) -> JobPage:
+    id = await known(request, project_id, db, commands)
+    if status is not None and status not in SYNONYMS:
+        raise Refused(422, f"status: must be one of {', '.join(sorted(set(STATUS.values())))}", field="status")
+    statuses = list(SYNONYMS[status]) if status else None
+    rows, total = await jobs.of_project(db, tenant(request), id, kinds=[kind] if kind else None, statuses=statuses, limit=limit, offset=offset)
+    return JobPage(jobs=[JobOut(**_fields(row)) for row in rows], total=total, limit=limit, offset=offset)
+
+
+@get("/jobs/{job_id:uuid}", summary="One job")
+async def get_job(request: AnyRequest, job_id: FromPath[UUID], db: NamedDependency[asyncpg.Pool], commands: NamedDependency[Commands]) -> JobDetail:
+    if row := await jobs.get(db, tenant(request), str(job_id)):
+        return JobDetail(**_fields(row), result=row.result)
+    state, _ = await commands.newest(Job, str(job_id), tenant=tenant(request))
+    if state is None:
+        raise NotFound(what="Job", id=str(job_id))
+    return JobDetail(
+        id=state.id,
+        type=state.kind,
+        status=STATUS[state.status.value],
+        progress_pct=0,
+        result_summary=None,
+        created_at=stamp(state.created_at),
+        started_at=None,
+        finished_at=None,
+        error_message=None,
+        project_id=state.project_id,
+        cancel_requested=state.cancel_requested,
+        result=None,
+    )
+
+
+@post("/jobs/{job_id:uuid}/cancel", status_code=200, summary="Cancel a job")
+async def cancel_job(request: AnyRequest, job_id: FromPath[UUID], commands: NamedDependency[Commands]) -> Response[Cancelled]:
+    """Asked twice is asked once; 409 when the job has ended otherwise. Whoever does the work stops it within moments."""
+    return answered(await commands.run(CancelJob(job_id=str(job_id)), origin=origin(request)), Cancelled(), status=200)
+
+
+handlers: list[Any] = [list_jobs, get_job, cancel_job]
+
+
+def _fields(row: jobs.Row) -> dict[str, Any]:
+    return {
+        "id": row.id,
+        "type": row.kind,
+        "status": STATUS[row.shown],
+        "progress_pct": 99 if row.progress == 100 and row.shown == "running" else row.progress,
+        "result_summary": _summary(row),
+        "created_at": stamp(row.created_at),
+        "started_at": stamp_or_none(row.started_at),
+        "finished_at": stamp_or_none(row.finished_at) if row.shown in ("succeeded", "failed", "cancelled") else None,
+        "error_message": row.error,
+        "project_id": row.project_id,
+        "cancel_requested": row.cancel_requested,
+    }
+
+
+def _summary(row: jobs.Row) -> dict[str, Any] | None:
+    if row.result is None:
+        return None
+    result = msgspec.json.decode(row.result)
+    return {"total": result.get("rows", 0), "valid": result.get("valid", 0), "invalid": result.get("rows", 0) - result.get("valid", 0)}

@@ -1,0 +1,161 @@
+"""Everything that can go wrong with a request, in one shape; the families dress it in theirs."""
+
+import logging
+import re
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from litestar.exceptions import HTTPException, SerializationException, ValidationException
+
+from libs.events import NotStorable
+from libs.events.log import Full, Unavailable
+from libs.storage import Missing, StorageDown
+from services.gateway.domain import errors
+from services.gateway.views.database import DOWN, UNFIT
+
+log = logging.getLogger(__name__)
+
+_HUNG_UP = "client disconnected prematurely"
+"""Litestar's words for a client that went away: its trouble, not ours."""
+
+STATUS: dict[type[errors.DomainError], int] = {
+    errors.NotFound: 404,
+    errors.Conflicted: 409,
+    errors.StaleVersion: 412,
+    errors.IdempotencyKeyReused: 422,
+    errors.ProjectBusy: 409,
+    errors.FileBusy: 409,
+    errors.ProjectFull: 413,
+    errors.JobEnded: 409,
+    errors.LogFull: 507,
+}
+CODES = {
+    400: "bad_request",
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "payload_too_large",
+    415: "unsupported_media_type",
+    422: "validation_error",
+    429: "rate_limit_exceeded",
+    501: "not_implemented",
+    503: "service_unavailable",
+    507: "storage_full",
+}
+
+
+class Field(msgspec.Struct, frozen=True):
+    """A field that is wrong, by its path in the body, and what is wrong with it."""
+
+    field: str
+    message: str
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    status: int
+    code: str
+    message: str
+    fields: list[Field] = []
+    context: dict[str, Any] = {}
+    headers: dict[str, str] = {}
+    request_id: str = ""
+
+
+class Refused(Exception):
+    """A request that is wrong before any rule of the domain is asked."""
+
+    def __init__(
+        self, status: int, message: str, *, code: str = "", field: str = "", context: dict[str, Any] | None = None, headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.problem = Problem(
+            status=status,
+            code=code or CODES.get(status, "error"),
+            message=message,
+            fields=[Field(field, message)] if field else [],
+            context=context or {},
+            headers=headers or {},
+        )
+
+
+def problem(error: Exception) -> Problem:
+    match error:
+        case Refused():
+            return error.problem
+        case errors.DomainError():
+            return Problem(status=STATUS.get(type(error), 400), code=error.code, message=str(error), context=error.context)
+        case NotStorable():
+            return _invalid(str(error), named=str(error))
+        case RecursionError():
+            return _invalid("The body is nested too deeply")
+        case ValidationException():
+            return _validation(error)
+        case HTTPException():
+            return _http(error)
+        case UnicodeDecodeError():
+            return _invalid("The body is not valid JSON: it is not UTF-8")
+        case Full():
+            return Problem(status=507, code="storage_full", message="The event log is full: nothing was changed. Ask the operator for room")
+        case Unavailable():
+            return _down("the event log (NATS)")
+        case StorageDown() | Missing():
+            return _down("the object store (S3)")
+        case _ if isinstance(error, DOWN) and not isinstance(error, UNFIT):
+            return _down("the database (PostgreSQL)")
+        case _:
+            log.error("unexpected", exc_info=error)
+            return Problem(status=500, code="internal_error", message="An unexpected error occurred")
+
+
+def _down(part: str) -> Problem:
+    return Problem(
+        status=503,
+        code="service_unavailable",
+        message=f"Service unavailable: {part} does not answer. Try again in a moment",
+        context={"part": part},
+        headers={"Retry-After": "2"},
+    )
+
+
+def _invalid(message: str, named: str = "") -> Problem:
+    field = found[1] if (found := re.match(r"'([^']+)'", named)) else ""
+    return Problem(status=422, code="validation_error", message=message, fields=[Field(field, message)] if field else [])
+
+
+def _http(error: HTTPException) -> Problem:
+    if isinstance(error.__cause__, RecursionError) or isinstance(error.__context__, RecursionError):
+        return _invalid("The body is nested too deeply")
+    if isinstance(error.__cause__, SerializationException):
+        reason = re.sub(r"^JSON is malformed: | - at `.*`$", "", str(error.__cause__))
+        return _invalid(f"The body is not valid JSON: {reason}")
+    status = error.status_code
+    if error.detail == _HUNG_UP:
+        return Problem(status=400, code="hung_up", message="The body never came to its end")
+    if status >= 500 and status != 501:
+        log.error("unexpected", exc_info=error)
+        return Problem(status=500, code="internal_error", message="An unexpected error occurred")
+    message = _without_prefix(error.detail) or HTTPStatus(status).phrase
+    return Problem(status=status, code=CODES.get(status, "error"), message=message, headers=dict(error.headers or {}))
+
+
+def _validation(error: ValidationException) -> Problem:
+    """The validator stops at the first error; its field is in the path of the message or, when missing, in its text."""
+    fields = []
+    for extra in error.extra if isinstance(error.extra, list) else []:
+        text = str(extra.get("message", ""))
+        if text == "'data'":  # what is left of a KeyError when there is no body at all
+            return _invalid("The request needs a JSON body")
+        missing = re.search(r"missing required (?:field|parameter|query parameter) `?'?([^`']+)", text, re.IGNORECASE)
+        name = missing[1] if missing else str(extra.get("key", "")).removeprefix("data.")
+        fields.append(Field("" if name == "data" else name, "This field is required" if missing else text))
+    named = [field for field in fields if field.field]
+    if not fields:
+        return Problem(status=422, code="validation_error", message=_without_prefix(error.detail))
+    first = fields[0]
+    return Problem(status=422, code="validation_error", message=f"{first.field}: {first.message}" if first.field else first.message, fields=named)
+
+
+def _without_prefix(detail: str) -> str:
+    return re.sub(r"^\d{3}:\s*", "", detail or "")

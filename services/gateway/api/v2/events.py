@@ -1,0 +1,77 @@
+"""The log, for everyone whose workspace it is about: page by page, or live as server-sent events."""
+
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Response, get
+from litestar.di import NamedDependency
+from litestar.params import QueryParameter
+from litestar.response import Stream
+
+from libs.events.log import EventLog
+from services.gateway.api.problems import Refused
+from services.gateway.api.requests import AnyRequest, Limit, tenant
+from services.gateway.live import Live, TooSlow
+
+Position = Annotated[int, QueryParameter(ge=0, le=2**62)]
+
+
+class EventOut(msgspec.Struct, kw_only=True):
+    seq: int
+    event: Any
+
+
+class EventPage(msgspec.Struct, kw_only=True):
+    """`next` is the `after` of the page that follows, also when that is still empty."""
+
+    events: list[EventOut]
+    next: int
+
+
+@get("/v2/events", summary="Facts of your workspace, oldest first")
+async def read_events(
+    request: AnyRequest,
+    log: NamedDependency[EventLog],
+    live: NamedDependency[Live],
+    after: Position = 0,
+    about: Annotated[str, QueryParameter(name="about", pattern=r"^[A-Za-z0-9_-]{0,64}$")] = "",
+    limit: Limit = 100,
+) -> Response[Any]:
+    """With `Accept: text/event-stream` it goes on for ever, and Last-Event-ID resumes it exactly. `about` is the id of a project, job, …: only what happened to it."""
+    here = tenant(request)
+    if "text/event-stream" in request.headers.get("accept", ""):
+        frames = _frames(live, here, after=_resumed(request, after), about=about)
+        return Stream(frames, media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+    events: list[EventOut] = []
+    pattern = f"ev.{here}.*.*.{about}" if about else f"ev.{here}.>"
+    async for raw in log.scan_raw(pattern, after=after, page=limit):
+        events.append(EventOut(seq=raw.seq, event=msgspec.Raw(raw.data)))
+        if len(events) == limit:
+            break
+    return Response(EventPage(events=events, next=events[-1].seq if events else after))
+
+
+handlers: list[Any] = [read_events]
+
+
+async def _frames(live: Live, tenant: str, *, after: int, about: str) -> AsyncIterator[bytes]:
+    yield b"retry: 1000\n\n"
+    try:
+        async for raw in live.watch(tenant, after=after, about=about):
+            if raw is None:
+                yield b": keepalive\n\n"
+            else:
+                yield b"id: %d\nevent: %s\ndata: %s\n\n" % (raw.seq, ".".join(raw.subject.split(".")[2:4]).encode(), raw.data)
+    except TooSlow:
+        yield b": too slow, come back with your last id\n\n"
+
+
+def _resumed(request: AnyRequest, after: int) -> int:
+    given = request.headers.get("last-event-id", "")
+    if not given:
+        return after
+    seq = given.partition(".")[0]
+    if not seq.isdigit() or len(seq) > 18:
+        raise Refused(422, "Last-Event-ID must be an id of this stream", field="Last-Event-ID")
+    return int(seq)

@@ -1,0 +1,60 @@
+"""Refusals: one class each, worded once. The rooms under api/ give them a status and a body."""
+
+from typing import Any, ClassVar
+
+
+class DomainError(Exception):
+    """A rule says no. `context` is for programs, `field` for the form that people filled in."""
+
+    code: ClassVar[str]
+    message: ClassVar[str]
+    field: ClassVar[str] = ""
+
+    def __init__(self, **context: Any) -> None:
+        super().__init__(self.message.format(**context))
+        self.context = context
+
+
+class NotFound(DomainError):
+    code = "not_found"
+    message = "{what} not found"
+
+
+class Conflicted(DomainError):
+    code = "conflict"
+    message = "This was changed by others again and again meanwhile. Read it again and retry"
+
+
+class StaleVersion(DomainError):
+    code = "stale_version"
+    message = "It was changed meanwhile: version {version} is current, yours is {yours}"
+
+
+class IdempotencyKeyReused(DomainError):
+    code = "idempotency_key_reused"
+    message = "This Idempotency-Key was used before with another request"
+
+
+class ProjectBusy(DomainError):
+    code = "project_busy"
+    message = "A job of this project is still running: cancel it first, or send ?cancel=true"
+
+
+class FileBusy(DomainError):
+    code = "file_busy"
+    message = "A job still reads this file: cancel it first, or send ?cancel=true"
+
+
+class ProjectFull(DomainError):
+    code = "project_full"
+    message = "The project's files would exceed {limit_mb} MB in all"
+
+
+class JobEnded(DomainError):
+    code = "job_ended"
+    message = "The job has ended already ({status})"
+
+
+class LogFull(DomainError):
+    code = "storage_full"
+    message = "The event log is nearly full: only what is running may end. Ask the operator for room"

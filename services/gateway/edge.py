@@ -1,0 +1,217 @@
+"""What every request meets first and every answer last: ids, traces, figures, and who may call from where."""
+
+import logging
+import re
+import time
+import uuid
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+from prometheus_client import Counter, Histogram
+
+from libs import telemetry
+from services.gateway.api.families import family
+from services.gateway.api.problems import Problem, Refused, problem
+
+log = logging.getLogger("access")
+
+LOCAL = "local"
+WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+BODIES = frozenset({"application/json", "multipart/form-data"})
+METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+EXPOSED = "ETag, X-Request-Id, X-Event-Seq, Location, Retry-After, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset"
+
+_requests = Counter("trainyard_requests_total", "Answers by route and status", ["method", "route", "status"])
+_seconds = Histogram(
+    "trainyard_request_seconds",
+    "Time to the first byte of an answer",
+    ["method", "route"],
+    buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
+)
+_request_id = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+Scope = dict[str, Any]
+
+
+class Principal(msgspec.Struct, frozen=True, kw_only=True):
+    """Who asks, and in whose workspace."""
+
+    id: str
+    tenant: str
+
+
+class Edge:
+    """ASGI around the application: a plain callable, so that unrouted requests meet it too."""
+
+    def __init__(self, app: Any, *, host: str, cors_origins: str) -> None:
+        self._app = app
+        self._host = host
+        self._origins = frozenset(origin.strip().rstrip("/") for origin in cors_origins.split(",") if origin.strip())
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        request_id = given if _request_id.fullmatch(given := headers.get(b"x-request-id", "")) else uuid.uuid4().hex
+        scope["request_id"] = request_id
+        origin = headers.get(b"origin", "")
+        extra = [(b"x-request-id", request_id.encode()), (b"x-content-type-options", b"nosniff"), *self._cors(origin)]
+        headless = scope.get("method") == "HEAD"  # GET without the body; the router knows only GET, the server still has to know
+        inner = {**scope, "method": "GET"} if headless else scope
+        await self._watched(inner, receive, _Sender(send, extra, headless=headless), headers, origin)
+
+    async def _watched(self, scope: Scope, receive: Any, send: "_Sender", headers: dict[bytes, str], origin: str) -> None:
+        method = "HEAD" if send.headless else scope.get("method", "WS")
+        started = time.perf_counter()
+        with telemetry.span(method, kind=telemetry.SpanKind.SERVER, parent=headers.get(b"traceparent", "")) as span:
+            try:
+                await self._admitted(scope, receive, send, headers, origin)
+            finally:
+                route = scope.get("path_template") or "unrouted"
+                took = (send.first_byte or time.perf_counter()) - started
+                _requests.labels(method, route, send.status).inc()
+                _seconds.labels(method, route).observe(took)
+                span.update_name(f"{method} {route}")
+                span.set_attribute("http.response.status_code", send.status)
+                log.info("%s %s %d", method, scope["path"], send.status, extra={"request_id": scope["request_id"], "ms": round(took * 1000, 2), "route": route})
+
+    async def _admitted(self, scope: Scope, receive: Any, send: "_Sender", headers: dict[bytes, str], origin: str) -> None:
+        if scope["type"] == "http" and scope["method"] == "OPTIONS" and origin and b"access-control-request-method" in headers:
+            await _preflight(send, allowed=self._allows(origin))
+            return
+        try:
+            self._check_caller(headers, origin)
+            _check_request(scope, headers)
+            scope["principal"] = _principal(headers)
+        except Refused as refused:
+            await answer(scope, send, refused.problem)
+            return
+        try:
+            await self._app(scope, receive, send)
+        except Exception as error:
+            if send.status:
+                raise
+            await answer(scope, send, problem(error))
+
+    def _check_caller(self, headers: dict[bytes, str], origin: str) -> None:
+        """A page of anybody's can make a browser call a loopback address: only pages and names of our own may."""
+        name = _hostname("//" + headers.get(b"host", ""))
+        if not is_loopback(name) and name != self._host:
+            raise Refused(403, f"Host '{name[:100]}' is not served here", code="foreign_host")
+        if origin and not self._allows(origin):
+            raise Refused(403, f"Pages of '{origin[:100]}' may not call this API: add it to TRAINYARD_CORS_ORIGINS", code="foreign_origin")
+
+    def _allows(self, origin: str) -> bool:
+        if self._origins:
+            return origin in self._origins
+        return is_loopback(_hostname(origin))
+
+    def _cors(self, origin: str) -> list[tuple[bytes, bytes]]:
+        if not origin or not self._allows(origin):
+            return [(b"vary", b"Origin")]
+        return [
+            (b"vary", b"Origin"),
+            (b"access-control-allow-origin", origin.encode("latin-1")),
+            (b"access-control-allow-credentials", b"true"),
+            (b"access-control-expose-headers", EXPOSED.encode()),
+        ]
+
+
+class _Sender:
+    """Sends on, and remembers what a watcher wants to know."""
+
+    def __init__(self, send: Any, headers: list[tuple[bytes, bytes]], *, headless: bool) -> None:
+        self._send = send
+        self._headers = headers
+        self.headless = headless
+        self.status = 0
+        self.first_byte = 0.0
+        self._ended = False
+
+    async def __call__(self, message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.first_byte = time.perf_counter()
+            own = {name for name, _ in self._headers if name != b"vary"}
+            message["headers"] = [pair for pair in message.get("headers", []) if pair[0].lower() not in own] + self._headers
+        elif message["type"] == "http.response.body" and self.headless:
+            if self._ended:
+                return
+            self._ended = True
+            message = {"type": "http.response.body", "body": b""}  # also of a stream that would never end
+        await self._send(message)
+
+
+async def answer(scope: Scope, send: Any, problem: Problem) -> None:
+    """A refusal outside of any route."""
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008, "reason": problem.message[:100]})
+        return
+    status, body, headers = dressed(scope, problem)
+    content = msgspec.json.encode(body)
+    pairs = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": [*pairs, (b"content-length", str(len(content)).encode())]})
+    await send({"type": "http.response.body", "body": content})
+
+
+def dressed(scope: Any, problem: Problem) -> tuple[int, dict[str, Any], dict[str, str]]:
+    """Status, body and headers in the family's form."""
+    raw_path = (scope.get("raw_path") or scope["path"].encode()).split(b"?")[0].decode("latin-1")
+    dress = family(scope["path"], raw_path)
+    status, body = dress(msgspec.structs.replace(problem, request_id=scope.get("request_id", "")))
+    kind = "application/problem+json" if "title" in body else "application/json"
+    headers = {**problem.headers, "content-type": kind}
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return status, body, headers
+
+
+def _principal(headers: dict[bytes, str]) -> Principal:
+    """Local mode: whoever reaches the loopback address is its owner. A token that is shown must be good, and none is issued yet."""
+    if b"authorization" in headers:
+        raise Refused(401, "Invalid or expired token")
+    return Principal(id=LOCAL, tenant=LOCAL)
+
+
+def _check_request(scope: Scope, headers: dict[bytes, str]) -> None:
+    if b"\x00" in scope["path"].encode("utf-8", "surrogatepass") or b"%00" in scope.get("query_string", b""):
+        raise Refused(400, "The address contains the character NUL")
+    try:
+        scope["path"].encode()
+        scope.get("query_string", b"").decode("ascii")
+    except UnicodeError:
+        raise Refused(400, "The address is not valid text") from None
+    has_body = headers.get(b"content-length", "0") != "0" or b"transfer-encoding" in headers
+    if scope.get("method") in WRITES and has_body:
+        kind = headers.get(b"content-type", "").split(";")[0].strip().lower()
+        if kind not in BODIES:
+            raise Refused(415, f"Content-Type '{kind[:100]}' is not understood here: send application/json or multipart/form-data")
+
+
+def _hostname(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:  # half a bracket
+        return ""
+
+
+def is_loopback(name: str) -> bool:
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+async def _preflight(send: Any, *, allowed: bool) -> None:
+    headers = [
+        (b"access-control-allow-methods", METHODS.encode()),
+        (b"access-control-allow-headers", b"Authorization, Content-Type, Idempotency-Key, If-Match, Last-Event-ID, X-Request-Id"),
+        (b"access-control-max-age", b"600"),
+    ]
+    await send({"type": "http.response.start", "status": 204 if allowed else 403, "headers": headers if allowed else []})
+    await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,145 @@
+"""The log as it grows, for any number of watchers: one subscription per process, replay by direct gets, no consumer per connection."""
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import AsyncIterator
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from prometheus_client import Gauge
+
+from libs.events.log import EventLog, RawFact, Unavailable
+from libs.events.subjects import parse
+
+BUFFER = 1000
+"""Facts a watcher may be behind. One that is slower is closed and comes back with its last id."""
+
+_watchers = Gauge("trainyard_live_watchers", "Open live streams")
+
+
+class TooSlow(Exception):
+    """The watcher doesn't take what it is sent."""
+
+
+class Live:
+    def __init__(self, log: EventLog) -> None:
+        self._log = log
+        self._watchers: dict[str, set[_Watcher]] = defaultdict(set)
+        self._closed = False
+        self._last = 0
+
+    async def listen(self, nc: Client) -> None:
+        self._feed = await nc.subscribe("feed.>", cb=self._heard, pending_msgs_limit=100_000)
+
+    async def resync(self) -> None:
+        """The bus was away or dropped something: every watcher reads on from the log where it stands."""
+        for watcher in self._all():
+            watcher.lose()
+
+    async def drain(self) -> None:
+        """Hears what was appended until now, and no more."""
+        try:
+            await asyncio.wait_for(self._feed.drain(), 0.5)
+        except (nats.errors.Error, OSError, TimeoutError):
+            return  # without the bus there is nothing to hear: clients resume elsewhere
+
+    def close(self) -> None:
+        """All streams end once they have sent what was heard; clients reconnect elsewhere."""
+        self._closed = True
+        for watcher in self._all():
+            watcher.wake.set()
+
+    async def watch(self, tenant: str, *, after: int, about: str = "", heartbeat: float = 15.0) -> AsyncIterator[RawFact | None]:
+        """Every fact of a workspace (or about one thing in it) after a position, exactly once and in order, for ever. None is a heartbeat."""
+        watcher = _Watcher(after)
+        place = self._watchers[_key(tenant, about)]
+        place.add(watcher)
+        _watchers.inc()
+        pattern = f"ev.{tenant}.*.*.{about}" if about else f"ev.{tenant}.>"
+        try:
+            while not self._closed or (watcher.buffer and not watcher.lost):
+                if watcher.lost:
+                    watcher.found()
+                    try:
+                        async for raw in self._log.scan_raw(pattern, after=watcher.seq):
+                            watcher.seq = raw.seq
+                            yield raw
+                            if self._closed:
+                                return
+                    except Unavailable:
+                        watcher.lose()
+                        await watcher.news(0.5)
+                        continue
+                    watcher.live = True
+                while watcher.buffer and not watcher.lost:
+                    raw = watcher.buffer.popleft()
+                    if raw.seq > watcher.seq:
+                        watcher.seq = raw.seq
+                        yield raw
+                if watcher.slow:
+                    raise TooSlow
+                if not (self._closed or watcher.buffer or watcher.lost or await watcher.news(heartbeat)):
+                    yield None
+        finally:
+            place.discard(watcher)
+            if not place:
+                self._watchers.pop(_key(tenant, about), None)
+            _watchers.dec()
+
+    async def _heard(self, msg: Msg) -> None:
+        seq = int((msg.headers or {})["Nats-Sequence"])
+        if seq != self._last + 1:
+            await self.resync()  # what lies between was not heard: after a reconnect the first that comes need not be the next
+        self._last = seq
+        where = parse(msg.subject)
+        about = self._watchers.get(_key(where.tenant, where.key[0]), ()) if len(where.key) == 1 else ()  # as the pattern of a replay has it
+        watchers = [*self._watchers.get(where.tenant, ()), *about]
+        if not watchers:
+            return
+        raw = RawFact(seq=seq, subject="ev" + msg.subject[4:], data=msg.data)
+        for watcher in watchers:
+            watcher.take(raw)
+
+    def _all(self) -> list["_Watcher"]:
+        return [watcher for place in self._watchers.values() for watcher in place]
+
+
+class _Watcher:
+    def __init__(self, after: int) -> None:
+        self.seq = after
+        self.buffer: deque[RawFact] = deque()
+        self.wake = asyncio.Event()
+        self.lost = True
+        self.live = False
+        self.slow = False
+
+    def take(self, raw: RawFact) -> None:
+        if len(self.buffer) < BUFFER:
+            self.buffer.append(raw)
+        elif self.live:
+            self.slow = True
+        else:
+            self.lose()  # it is still reading the past: it will come by this again
+        self.wake.set()
+
+    def lose(self) -> None:
+        self.lost, self.live = True, False
+        self.wake.set()
+
+    def found(self) -> None:
+        """From here on what is heard is kept; the replay that begins now has all that was before."""
+        self.lost, self.live = False, False
+        self.buffer.clear()
+
+    async def news(self, patience: float) -> bool:
+        self.wake.clear()
+        try:
+            await asyncio.wait_for(self.wake.wait(), patience)
+        except TimeoutError:
+            return False
+        return True
+
+
+def _key(tenant: str, about: str) -> str:
+    return f"{tenant}/{about}" if about else tenant

@@ -1,0 +1,165 @@
+"""Rows that services produced come into the views here, apart from the projector: it may wait for the object store."""
+
+import asyncio
+import logging
+from typing import Any
+
+import asyncpg
+import msgspec
+from prometheus_client import Counter
+
+from libs.events import Claim
+from libs.storage import Damaged, Missing, Storage, StorageDown
+from services.gateway.views import leases
+from services.gateway.views.database import DOWN, UNFIT
+from services.gateway.views.progress import Progress
+
+log = logging.getLogger(__name__)
+
+LEASE = "loader"
+LARGEST = 8 * 1024 * 1024
+"""Bytes of one part in memory: a service that wrote more than the promised 4 MB is refused well before it hurts."""
+
+_loaded = Counter("trainyard_loaded_rows_total", "Rows of parts copied into the views by this process")
+
+COLUMNS = (
+    "id",
+    "tenant",
+    "project_id",
+    "file_id",
+    "job_id",
+    "position",
+    "row",
+    "split",
+    "format",
+    "data",
+    "is_valid",
+    "reason",
+    "message",
+    "token_count",
+    "created_at",
+)
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of a part, as the datasets service writes it."""
+
+    id: str
+    row: int
+    split: str
+    format: str
+    data: msgspec.Raw
+    valid: bool
+    reason: str
+    message: str
+    tokens: int
+
+
+class Broken(Exception):
+    """The part is there, but isn't what a part must be."""
+
+
+_lines = msgspec.json.Decoder(Line)
+
+
+class Loader:
+    """One in every gateway; the lease elects the one that loads."""
+
+    def __init__(self, db: asyncpg.Pool, storage: Storage, progress: Progress, *, holder: str) -> None:
+        self._db = db
+        self._storage = storage
+        self._progress = progress
+        self._holder = holder
+
+    async def run(self) -> None:
+        """Until cancelled. Outages are waited out; only a part that is broken itself is given up."""
+        while True:
+            try:
+                if await leases.hold(self._db, LEASE, self._holder):
+                    await self._load_all()
+            except (*DOWN, StorageDown) as error:
+                log.warning("loader: %s", str(error) or type(error).__name__)
+            try:
+                await asyncio.wait_for(self._progress.parts.wait(), leases.RENEW)
+            except TimeoutError:
+                continue
+            self._progress.parts.clear()
+
+    async def _load_all(self) -> None:
+        while await load_next(self._db, self._storage):
+            if not await leases.hold(self._db, LEASE, self._holder):
+                return
+
+
+async def load_next(db: asyncpg.Pool, storage: Storage) -> bool:
+    """The oldest part that waits. False when none does. Loading twice is harmless: the part's row says when it is done."""
+    part = await db.fetchrow(
+        "select p.*, exists (select from files f where f.job_id = p.job_id) as owned from parts p where p.state = 'pending' order by p.seq limit 1"
+    )
+    if part is None:
+        return False
+    if not part["owned"]:
+        await db.execute("delete from parts where id = $1", part["id"])  # its file was deleted meanwhile, and its object with it
+        return True
+    try:
+        records = await _read(part, storage)
+        error = ""
+    except (Broken, Missing, Damaged) as broken:
+        log.exception("part given up", extra={"part": part["id"], "error": str(broken)})
+        records, error = [], str(broken)
+    try:
+        async with db.acquire() as session, session.transaction():
+            await _write(session, part, records, error)
+    except UNFIT as unfit:
+        log.exception("part given up", extra={"part": part["id"]})
+        async with db.acquire() as session, session.transaction():
+            await _write(session, part, [], str(unfit))
+    return True
+
+
+async def _read(part: asyncpg.Record, storage: Storage) -> list[Line]:
+    if part["size"] > LARGEST:
+        raise Broken(f"{part['size']} bytes are more than a part may have")
+    data = await storage.get(Claim(key=part["key"], sha256=part["sha256"], size=part["size"]))
+    try:
+        records = _lines.decode_lines(data)
+    except msgspec.MsgspecError as error:
+        raise Broken(str(error)) from error
+    if len(records) != part["rows"]:
+        raise Broken(f"{len(records)} rows, {part['rows']} were announced")
+    return records
+
+
+async def _write(session: Any, part: asyncpg.Record, records: list[Line], error: str) -> None:
+    """The owner may have been deleted meanwhile; then nothing is loaded and nothing remains."""
+    owner = await session.fetchrow("select id, project_id from files where job_id = $1 for share", part["job_id"])  # files first, as the projector locks them
+    if not await session.fetchval("select true from parts where id = $1 and state = 'pending' for update", part["id"]):
+        return
+    if owner is None:
+        await session.execute("delete from parts where id = $1", part["id"])
+        return
+    if not error:
+        rows = [_record(part, owner, line) for line in records]
+        await session.copy_records_to_table("examples", columns=COLUMNS, records=rows)
+        _loaded.inc(len(rows))
+    await session.execute("update parts set state = $2 where id = $1", part["id"], "broken" if error else "loaded")
+
+
+def _record(part: asyncpg.Record, owner: asyncpg.Record, line: Line) -> tuple[Any, ...]:
+    return (
+        line.id,
+        part["tenant"],
+        owner["project_id"],
+        owner["id"],
+        part["job_id"],
+        part["seq"],
+        line.row,
+        line.split,
+        line.format,
+        line.data,
+        line.valid,
+        line.reason,
+        line.message,
+        line.tokens,
+        part["created_at"],
+    )

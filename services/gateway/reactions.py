@@ -1,0 +1,79 @@
+"""What the gateway does because something happened. Delivered at least once, so each is safe to do again; never in the projector, or a rebuild would repeat it."""
+
+import asyncio
+import logging
+from datetime import timedelta
+
+import asyncpg
+
+from libs.events import ProjectDeleted, ProjectFileDeleted, Recorded
+from libs.events.log import EventLog, Unavailable
+from libs.runtime.broker import Broker, react
+from libs.storage import Storage, StorageDown
+from services.gateway.views import leases
+from services.gateway.views.database import DOWN
+from services.gateway.views.progress import Progress
+
+log = logging.getLogger(__name__)
+
+SWEEP_EVERY = 3600.0
+CAUGHT_UP = 10.0
+"""Seconds that a sweep waits for the views: while people work they are always a moment behind."""
+
+
+def subscribe(broker: Broker, storage: Storage) -> None:
+    async def remove_project(recorded: Recorded) -> None:
+        """What nobody can reach any more needs no room."""
+        assert isinstance(recorded.event, ProjectDeleted)
+        for owner in (recorded.event.project_id, *recorded.event.job_ids):
+            await storage.delete_folder(f"{recorded.tenant}/{owner}")
+
+    async def remove_file(recorded: Recorded) -> None:
+        assert isinstance(recorded.event, ProjectFileDeleted)
+        await storage.delete([recorded.event.key])
+        await storage.delete_folder(f"{recorded.tenant}/{recorded.event.job_id}")
+
+    react(broker, ProjectDeleted, durable="gateway-remove-project", to=remove_project, give_up=_left_to_the_sweep)
+    react(broker, ProjectFileDeleted, durable="gateway-remove-file", to=remove_file, give_up=_left_to_the_sweep)
+
+
+async def _left_to_the_sweep(recorded: Recorded, error: Exception) -> None:
+    log.error("objects stay until the sweep: %s", error, extra={"fact": recorded.id})
+
+
+class Sweep:
+    """Removes old objects that no fact refers to: of uploads whose gateway was killed, of jobs that outlived their project."""
+
+    def __init__(
+        self, event_log: EventLog, db: asyncpg.Pool, storage: Storage, progress: Progress, *, holder: str, older_than: timedelta, every: float = SWEEP_EVERY
+    ) -> None:
+        self._log = event_log
+        self._db = db
+        self._storage = storage
+        self._progress = progress
+        self._holder = holder
+        self._older_than = older_than
+        self._every = min(every, older_than.total_seconds())
+
+    async def run(self) -> None:
+        while True:
+            try:
+                if await leases.hold(self._db, "sweep", self._holder):
+                    await self.once()
+            except (*DOWN, StorageDown, Unavailable) as error:
+                log.warning("sweep: %s", str(error) or type(error).__name__)
+            await asyncio.sleep(self._every)
+
+    async def once(self) -> int:
+        """Only views that have all facts can tell what is referred to."""
+        if not await self._progress.wait((await self._log.position()).last, patience=CAUGHT_UP):
+            return 0
+        removed = 0
+        async for keys in self._storage.stale(older_than=self._older_than):
+            known = await self._db.fetch("select key from files where key = any($1) union select key from parts where key = any($1)", keys)
+            orphans = set(keys) - {row["key"] for row in known}
+            await self._storage.delete(orphans)
+            removed += len(orphans)
+        if removed:
+            log.info("sweep: removed %d objects that nothing refers to", removed)
+        return removed

@@ -1,0 +1,56 @@
+"""Every kind of aggregate that commands may change: the one place where domain and views meet."""
+
+from functools import partial
+from typing import Any
+
+import asyncpg
+
+from libs.events import Address, story
+from services.gateway.commands import Room
+from services.gateway.domain import example, jobs, project
+from services.gateway.domain.example import DeleteExample, Example
+from services.gateway.domain.jobs import CancelJob, Job
+from services.gateway.domain.project import AddFiles, ChangeProject, CreateProject, DeleteFile, DeleteProject, Project
+from services.gateway.views import examples as example_views
+from services.gateway.views import jobs as job_views
+from services.gateway.views import projects as project_views
+
+
+def rooms(db: asyncpg.Pool) -> list[Room[Any]]:
+    return [
+        Room(
+            category="project",
+            state=Project,
+            commands=(CreateProject, ChangeProject, DeleteProject, AddFiles, DeleteFile),
+            founders=(CreateProject,),
+            endings=(DeleteProject, DeleteFile),
+            key=lambda command: (command.project_id,),
+            load=partial(project_views.load, db),
+            evolve=project.evolve,
+            decide=project.decide,
+        ),
+        Room(
+            category="job",
+            state=Job,
+            commands=(CancelJob,),
+            endings=(CancelJob,),
+            key=lambda command: (command.job_id,),
+            load=partial(job_views.load, db),
+            evolve=jobs.evolve,
+            decide=jobs.decide,
+            pattern=_story,
+        ),
+        Room(
+            category="example",
+            state=Example,
+            commands=(DeleteExample,),
+            key=lambda command: (command.project_id, command.example_id),
+            load=partial(example_views.load, db),
+            evolve=example.evolve,
+            decide=example.decide,
+        ),
+    ]
+
+
+def _story(where: Address) -> str:
+    return story(where.tenant, where.key[-1])

@@ -1,0 +1,211 @@
+"""Projects: their table, what fills it, what reads it."""
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+import msgspec
+
+from libs.events import File, ProjectCreated, ProjectDeleted, ProjectFileDeleted, ProjectFilesAdded, ProjectUpdated, Recorded
+from services.gateway.domain.project import Project
+from services.gateway.views.rows import Change, Drop, Merge, Operation, Put
+from services.gateway.views.schema import JSON, BigInteger, Column, DateTime, Index, Table, Text, views
+
+projects = Table(
+    "projects",
+    views,
+    Column("id", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("description", Text, nullable=False),
+    Column("task_type", Text, nullable=False),
+    Column("config", JSON, nullable=False),
+    Column("request", Text, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False),
+    Column("updated_at", DateTime(timezone=True), nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Index("projects_newest", "tenant", "created_at", "id"),
+)
+files = Table(
+    "files",
+    views,
+    Column("id", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("project_id", Text, nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("mime_type", Text, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("job_id", Text, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False),
+    Index("files_of_project", "project_id", "created_at", "id"),
+    Index("files_by_job", "job_id"),
+    Index("files_by_key", "key"),
+)
+
+
+def project(recorded: Recorded) -> Iterator[Operation]:
+    match recorded.event:
+        case ProjectCreated() as event:
+            yield Put(
+                projects,
+                {
+                    "id": event.project_id,
+                    "tenant": recorded.tenant,
+                    "name": event.name,
+                    "description": event.description,
+                    "task_type": event.task_type,
+                    "config": event.config,
+                    "request": event.request,
+                    "created_at": recorded.at,
+                    "updated_at": recorded.at,
+                    "version": recorded.seq,
+                },
+            )
+        case ProjectUpdated() as event:
+            changed = {field: value for field in ("name", "description", "task_type") if (value := getattr(event, field)) is not None}
+            yield _touched(recorded, event.project_id, **changed)
+            if event.config:
+                yield Merge(projects, event.project_id, "config", event.config)
+        case ProjectFilesAdded() as event:
+            yield _touched(recorded, event.project_id)
+            for file in event.files:
+                yield Put(files, _file_row(recorded, event.project_id, file))
+        case ProjectFileDeleted() as event:
+            yield _touched(recorded, event.project_id)
+            yield Drop(files, "id", [event.file_id])
+        case ProjectDeleted() as event:
+            yield Drop(files, "project_id", [event.project_id])
+            yield Drop(projects, "id", [event.project_id])
+        case _:
+            return
+
+
+def _touched(recorded: Recorded, project_id: str, **columns: Any) -> Change:
+    return Change(projects, project_id, {**columns, "updated_at": recorded.at, "version": recorded.seq})
+
+
+def _file_row(recorded: Recorded, project_id: str, file: File) -> dict[str, Any]:
+    row = msgspec.structs.asdict(file)
+    return {"id": row.pop("file_id"), "tenant": recorded.tenant, "project_id": project_id, **row, "created_at": recorded.at}
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """A project as people see it."""
+
+    id: str
+    name: str
+    description: str
+    task_type: str
+    config: Any
+    created_at: datetime
+    updated_at: datetime
+    version: int
+    file_count: int = 0
+    example_count: int = 0
+    last_job_kind: str | None = None
+    last_job_status: str | None = None
+
+
+class FileRow(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    filename: str
+    kind: str
+    mime_type: str
+    size: int
+    sha256: str
+    job_id: str
+    created_at: datetime
+
+
+_SEEN = """
+select p.id, p.name, p.description, p.task_type, p.config, p.created_at, p.updated_at, p.version,
+       (select count(*) from files f where f.project_id = p.id) as file_count,
+       (select coalesce(sum(t.valid), 0) from files f join parts t on t.job_id = f.job_id where f.project_id = p.id and t.state = 'loaded')
+         - (select count(*) from example_edits e join examples x on x.id = e.id where e.project_id = p.id and e.deleted and x.is_valid) as example_count,
+       j.kind as last_job_kind, j.shown as last_job_status
+  from projects p
+  left join lateral (select kind, shown from jobs_seen j where j.project_id = p.id order by created_at desc, id desc limit 1) j on true
+"""
+
+
+async def get(db: asyncpg.Pool, tenant: str, project_id: str) -> Row | None:
+    row = await db.fetchrow(_SEEN + " where p.tenant = $1 and p.id = $2", tenant, project_id)
+    return Row(**row) if row else None
+
+
+async def page(db: asyncpg.Pool, tenant: str, *, status: str | None, limit: int, offset: int) -> tuple[list[Row], int]:
+    """Newest first, with the number of all that match."""
+    wanted = f"select * from ({_SEEN} where p.tenant = $1) p where $2::text is null or {STATUS} = $2"
+    rows = await db.fetch(f"{wanted} order by created_at desc, id desc limit $3 offset $4", tenant, status, limit, offset)
+    if status is None:
+        total = await db.fetchval("select count(*) from projects where tenant = $1", tenant)
+    else:
+        total = await db.fetchval(f"select count(*) from ({wanted}) counted", tenant, status)
+    return [Row(**row) for row in rows], total
+
+
+STATUS = """(case when last_job_kind = 'ingest' and last_job_status in ('queued', 'preparing', 'running') then 'uploading'
+                  when example_count > 0 then 'ready_to_train'
+                  when last_job_status = 'failed' then 'failed'
+                  else 'draft' end)"""
+"""A project's status follows from its jobs and examples; `status()` says the same of a Row."""
+
+
+def status(row: Row) -> str:
+    if row.last_job_kind == "ingest" and row.last_job_status in ("queued", "preparing", "running"):
+        return "uploading"
+    if row.example_count > 0:
+        return "ready_to_train"
+    return "failed" if row.last_job_status == "failed" else "draft"
+
+
+async def exists(db: asyncpg.Pool, tenant: str, project_id: str) -> bool:
+    return await db.fetchval("select true from projects where tenant = $1 and id = $2", tenant, project_id) is not None
+
+
+async def list_files(db: asyncpg.Pool, tenant: str, project_id: str, *, kind: str | None) -> list[FileRow] | None:
+    """None when there is no such project."""
+    rows = await db.fetch(
+        """select f.id, f.filename, f.kind, f.mime_type, f.size, f.sha256, f.job_id, f.created_at
+             from projects p left join files f on f.project_id = p.id and ($3::text is null or f.kind = $3)
+            where p.tenant = $1 and p.id = $2 order by f.created_at, f.id""",
+        tenant,
+        project_id,
+        kind,
+    )
+    return [FileRow(**row) for row in rows if row["id"]] if rows else None
+
+
+async def load(db: asyncpg.Pool, tenant: str, project_id: str) -> tuple[Project | None, int]:
+    """The state that decides, and the position it has. A job that has ended stays ended, so a stale answer only errs towards "busy"."""
+    row = await db.fetchrow(
+        """select p.*,
+                  (select json_agg(json_build_object('file_id', f.id, 'filename', f.filename, 'kind', f.kind, 'mime_type', f.mime_type,
+                                                     'size', f.size, 'sha256', f.sha256, 'key', f.key, 'job_id', f.job_id) order by f.created_at, f.id)
+                     from files f where f.project_id = p.id) as files,
+                  (select json_agg(j.id) from jobs j
+                    where j.project_id = p.id and j.status not in ('succeeded', 'failed', 'cancelled')) as active_jobs
+             from projects p where p.tenant = $1 and p.id = $2""",
+        tenant,
+        project_id,
+    )
+    if row is None:
+        return None, 0
+    held = msgspec.json.decode(row["files"], type=list[File]) if row["files"] else []
+    state = Project(
+        id=row["id"],
+        name=row["name"],
+        description=row["description"],
+        task_type=row["task_type"],
+        config=msgspec.json.decode(row["config"]),
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+        files={file.file_id: file for file in held},
+        active_jobs=msgspec.json.decode(row["active_jobs"], type=frozenset[str]) if row["active_jobs"] else frozenset(),
+        request=row["request"],
+    )
+    return state, row["version"]

@@ -1,0 +1,119 @@
+"""`python -m tests.chaos.campaign --seeds 5 --seconds 60`: real processes are killed and paused under load; then the checker proves that nothing came of it."""
+
+import argparse
+import asyncio
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+
+from tests.chaos.load import Load
+from tests.chaos.nemesis import Nemesis
+from tests.kit.checker import Violation, check, summary
+from tests.kit.evidence import collect
+from tests.kit.platform import Platform, client, left_running, platform
+
+LIMIT_MB = 1
+"""Of a project's files: so low that the load meets it."""
+PATIENCE = 60.0
+ENVIRON = {"TRAINYARD_MAX_PROJECT_MB": str(LIMIT_MB), "TRAINYARD_LOG_LEVEL": "info"}
+
+
+@dataclass
+class Outcome:
+    seed: int
+    violations: list[Violation]
+    faults: Counter[str]
+    fell: list[str]
+    journal: list[str]
+    answers: Counter[str]
+    facts: int
+    rested_after: float
+    logs: str
+    """Where the processes' logs are kept when something is wrong."""
+
+    def __str__(self) -> str:
+        fell = "".join(f"\n  fell: {fell}" for fell in self.fell)
+        return (
+            f"seed {self.seed}: {self.faults.total()} faults {dict(self.faults)}, {self.answers.total()} commands {dict(sorted(self.answers.items()))}, "
+            f"{self.facts} facts, at rest after {self.rested_after:.1f} s, {len(self.violations)} violations{fell}"
+        )
+
+    def report(self) -> str:
+        return f"{self}\n{summary(self.violations)}\n" + "\n".join([*self.journal, f"logs: {self.logs}"])
+
+
+async def campaign(platform: Platform, *, seed: int, seconds: float) -> Outcome:
+    nemesis = Nemesis(platform, seed=seed)
+    async with client() as http:
+        load = Load(platform.urls, http, seed=seed)
+        working = asyncio.create_task(load.run())
+        try:
+            await nemesis.run(seconds)
+        finally:
+            load.over = True
+        healed = time.monotonic()
+        await working
+    violations = []
+    if restless := await platform.rest(PATIENCE):
+        violations.append(Violation("comes_to_rest", f"not within {PATIENCE:.0f} s after all was healed: {restless}"))
+        violations += [Violation("comes_to_rest", f"PostgreSQL is busy with {what}") for what in await _activity(platform)]
+    rested_after = time.monotonic() - healed
+    with suppress(AssertionError):  # what was not swept is the checker's to say
+        await platform.sweep()
+    evidence = await collect(platform.servers, load.ops, limit_mb=LIMIT_MB)
+    return Outcome(
+        seed=seed,
+        violations=violations + check(evidence),
+        faults=nemesis.done,
+        fell=nemesis.fell,
+        journal=nemesis.journal,
+        answers=Counter(f"{op.kind} {op.status or 'open'}" for op in load.ops),
+        facts=len(evidence.facts),
+        rested_after=rested_after,
+        logs=f"{tempfile.gettempdir()}/trainyard-chaos-{seed}",
+    )
+
+
+async def _activity(platform: Platform) -> list[str]:
+    """For whoever looks for the reason."""
+    async with platform.database() as session:
+        rows = await session.fetch(
+            """select pid, client_port, state, wait_event_type, wait_event, now() - state_change as since, pg_blocking_pids(pid) as blocked_by, query
+                 from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()"""
+        )
+    return [str(dict(row)) for row in rows]
+
+
+def run(seed: int, seconds: float) -> Outcome:
+    """A platform of its own for each seed."""
+    with platform(gateways=2, datasets=2, environ=ENVIRON) as made:
+        home = made.servers.home.path
+        outcome = asyncio.run(campaign(made, seed=seed, seconds=seconds))
+        if outcome.violations:
+            shutil.copytree(made.servers.home.logs, outcome.logs, dirs_exist_ok=True)
+    outcome.violations += [Violation("nothing_is_left_over", f"still running: {process}") for process in left_running(home)]
+    return outcome
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.campaign", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=5, help="how many campaigns, each with the next seed")
+    parser.add_argument("--first", type=int, default=int(os.environ.get("TRAINYARD_CHAOS_SEED", "1")), help="the first seed")
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long things go wrong in each")
+    arguments = parser.parse_args()
+    bad = 0
+    for seed in range(arguments.first, arguments.first + arguments.seeds):
+        outcome = run(seed, arguments.seconds)
+        sys.stdout.write(f"{outcome.report() if outcome.violations else outcome}\n")
+        sys.stdout.flush()
+        bad += bool(outcome.violations)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

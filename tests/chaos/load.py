@@ -1,0 +1,277 @@
+"""People at work: commands and uploads at a steady pace, on either gateway, sent again until somebody answers; all of it on record."""
+
+import asyncio
+import hashlib
+import json
+import random
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from tests.kit.record import Op
+
+RETRIED = (500, 502, 503, 504)
+
+
+@dataclass
+class Mine:
+    """A project as the person who made it knows it."""
+
+    id: str
+    version: int = 0
+    files: list[tuple[str, str]] = field(default_factory=list)
+    """(file, job)."""
+
+
+class Load:
+    def __init__(self, urls: list[str], client: httpx.AsyncClient, *, seed: int, people: int = 6, pace: float = 0.3) -> None:
+        self.ops: list[Op] = []
+        self.over = False
+        self._urls = urls
+        self._client = client
+        self._pace = pace
+        self.rng = random.Random(seed)
+        self._rngs = [random.Random(f"{seed}/{n}") for n in range(people)]
+        self._name = 0
+
+    async def run(self) -> None:
+        """Until `over` is set and everything that was begun is settled, or has been tried for long."""
+        await asyncio.gather(*(self._person(rng) for rng in self._rngs))
+
+    async def _person(self, rng: random.Random) -> None:
+        mine: list[Mine] = []
+        deeds = {
+            self.create: 22,
+            self.create_twice: 6,
+            self.misuse: 3,
+            self.rename: 22,
+            self.rename_seen: 16,
+            self.rename_stale: 4,
+            self.upload: 12,
+            self.cancel: 3,
+            self.delete_example: 6,
+            self.delete_file: 3,
+            self.delete: 5,
+            self.delete_twice: 3,
+            self.read: 12,
+        }
+        while not self.over:
+            await asyncio.sleep(rng.uniform(0, 2 * self._pace))
+            if not mine:
+                await self.create(rng, mine)
+                continue
+            (deed,) = rng.choices(list(deeds), weights=list(deeds.values()))
+            await deed(rng, mine)
+
+    # What people do
+
+    async def create(self, rng: random.Random, mine: list[Mine]) -> None:
+        op = self._creation(rng)
+        await self._send(rng, op)
+        if op.accepted:
+            mine.append(Mine(op.answer["id"], op.version))
+
+    async def create_twice(self, rng: random.Random, mine: list[Mine]) -> None:
+        """The same request to both gateways at once."""
+        first = self._creation(rng)
+        second = Op(**{name: getattr(first, name) for name in ("kind", "token", "method", "path", "key", "body")})
+        self.ops.append(second)
+        await asyncio.gather(self._send(rng, first, at=0), self._send(rng, second, at=1))
+        if first.accepted:
+            mine.append(Mine(first.answer["id"], first.version))
+
+    async def misuse(self, rng: random.Random, mine: list[Mine]) -> None:
+        """Another body under a key that was used, and a body that nobody accepts."""
+        first = self._creation(rng)
+        await self._send(rng, first)
+        other = self._new("create", "POST", "/projects", self._fresh("misuse"), key=first.key)
+        other.body = {"name": other.token}
+        await self._send(rng, other)
+        if first.accepted and other.status not in (0, 422):
+            other.odd.append(f"{other.status} for a key that was used for something else")
+        bad = self._new("create", "POST", "/projects", self._fresh("bad"))
+        bad.body = {"name": bad.token, "task_type": "no such task"}
+        await self._send(rng, bad)
+
+    async def rename(self, rng: random.Random, mine: list[Mine]) -> None:
+        project = rng.choice(mine)
+        op = self._renaming(project)
+        await self._send(rng, op)
+        self._learn(mine, project, op)
+
+    async def rename_seen(self, rng: random.Random, mine: list[Mine]) -> None:
+        """On the version that was read, while somebody else may be at it too."""
+        project = rng.choice(mine)
+        ops = [self._renaming(project, if_match=project.version) for _ in range(rng.choice((1, 2)))]
+        await asyncio.gather(*(self._send(rng, op, at=n) for n, op in enumerate(ops)))
+        if len(ops) == 2 and all(op.accepted for op in ops):
+            ops[0].odd.append("two renames of the same version both succeeded")
+        for op in ops:
+            self._learn(mine, project, op)
+
+    async def rename_stale(self, rng: random.Random, mine: list[Mine]) -> None:
+        project = rng.choice(mine)
+        op = self._renaming(project, if_match=max(1, project.version - 1))
+        await self._send(rng, op)
+        self._learn(mine, project, op)
+
+    async def upload(self, rng: random.Random, mine: list[Mine]) -> None:
+        project = rng.choice(mine)
+        content = rows(rng, self._fresh("row"))
+        op = self._new("upload", "POST", f"/projects/{project.id}/files/upload", hashlib.sha256(content).hexdigest(), key=self._fresh("key"))
+        await self._send(rng, op, files={"files": ("rows.jsonl", content, "application/jsonl")}, data={"kind": "dataset_upload"})
+        if op.accepted:
+            project.files += [(file["id"], file["job_id"]) for file in op.answer["files"]]
+            project.version = op.version
+        if op.accepted and rng.random() < 0.4:
+            await self._regret(rng, mine, project)
+
+    async def _regret(self, rng: random.Random, mine: list[Mine], project: Mine) -> None:
+        """While the job is at it, more or less."""
+        await asyncio.sleep(rng.choice((0, 0, 0.05, 0.3)))
+        file, job = project.files[-1]
+        match rng.choice(("cancel", "file", "project")):
+            case "cancel":
+                await self._send(rng, self._new("cancel", "POST", f"/jobs/{job}/cancel", job))
+            case "file":
+                await self._send(rng, self._new("delete_file", "DELETE", f"/projects/{project.id}/files/{file}?cancel=true", file))
+                project.files.pop()
+            case _:
+                op = self._new("delete", "DELETE", f"/projects/{project.id}?cancel=true", project.id)
+                await self._send(rng, op)
+                self._learn(mine, project, op)
+
+    async def cancel(self, rng: random.Random, mine: list[Mine]) -> None:
+        if jobs := [job for project in mine for _, job in project.files]:
+            job = rng.choice(jobs[-4:])
+            await self._send(rng, self._new("cancel", "POST", f"/jobs/{job}/cancel", job))
+
+    async def delete_example(self, rng: random.Random, mine: list[Mine]) -> None:
+        if not (full := [project for project in mine if project.files]):
+            return
+        project = rng.choice(full)
+        page = await self._get(rng, f"/projects/{project.id}/dataset/examples?limit=50&offset={rng.choice((0, 50, 900))}")
+        if page and page["items"]:
+            id = rng.choice(page["items"])["id"]
+            await self._send(rng, self._new("delete_example", "DELETE", f"/projects/{project.id}/dataset/examples/{id}", id))
+
+    async def delete_file(self, rng: random.Random, mine: list[Mine]) -> None:
+        if full := [project for project in mine if project.files]:
+            project = rng.choice(full)
+            file, job = rng.choice(project.files)
+            op = self._new("delete_file", "DELETE", f"/projects/{project.id}/files/{file}{rng.choice(('', '?cancel=true'))}", file)
+            await self._send(rng, op)
+            if op.accepted or op.status == 404:
+                project.files.remove((file, job))
+
+    async def delete(self, rng: random.Random, mine: list[Mine]) -> None:
+        project = rng.choice(mine)
+        op = self._new("delete", "DELETE", f"/projects/{project.id}{rng.choice(('', '?cancel=true'))}", project.id)
+        await self._send(rng, op)
+        self._learn(mine, project, op)
+
+    async def delete_twice(self, rng: random.Random, mine: list[Mine]) -> None:
+        project = rng.choice(mine)
+        ops = [self._new("delete", "DELETE", f"/projects/{project.id}?cancel=true", project.id) for _ in range(2)]
+        await asyncio.gather(*(self._send(rng, op, at=n) for n, op in enumerate(ops)))
+        for op in ops:
+            self._learn(mine, project, op)
+
+    async def read(self, rng: random.Random, mine: list[Mine]) -> None:
+        """One's own writes are there, also right after a 2xx and on the other gateway."""
+        project = rng.choice(mine)
+        seen = await self._get(rng, f"/projects/{project.id}")
+        if seen and seen.get("error_code") == "NOT_FOUND":
+            lost = Op("read", project.id, "GET", f"/projects/{project.id}", status=404)
+            self.ops.append(lost)
+
+    # How it is sent
+
+    def _creation(self, rng: random.Random) -> Op:
+        op = self._new("create", "POST", "/projects", self._fresh("project"), key=self._fresh("key"))
+        op.body = {"name": op.token, "description": "d" * rng.choice((0, 20, 400)), "config": {"nested": {"n": rng.randrange(100)}, "train_eval_split": 0.8}}
+        return op
+
+    def _renaming(self, project: Mine, if_match: int | None = None) -> Op:
+        op = self._new("rename", "PATCH", f"/projects/{project.id}", self._fresh("name"))
+        op.if_match = if_match
+        op.body = {"name": op.token, "config": {"renamed": op.token}}
+        return op
+
+    def _new(self, kind: str, method: str, path: str, token: str, *, key: str = "") -> Op:
+        op = Op(kind, token, method, path, key=key)
+        self.ops.append(op)
+        return op
+
+    def _fresh(self, what: str) -> str:
+        self._name += 1
+        return f"{what}-{self._name}"
+
+    def _learn(self, mine: list[Mine], project: Mine, op: Op) -> None:
+        if op.accepted and op.version:
+            project.version = max(project.version, op.version)
+        if (op.kind == "delete" and op.accepted) or op.status == 404:
+            mine[:] = [other for other in mine if other is not project]
+
+    async def _get(self, rng: random.Random, path: str) -> Any:
+        try:
+            answer = await self._client.get(rng.choice(self._urls) + path)
+        except httpx.TransportError:
+            return None
+        return answer.json() if answer.status_code in (200, 404) else None
+
+    async def _send(self, rng: random.Random, op: Op, *, at: int | None = None, **form: Any) -> None:
+        """Tried on either gateway until somebody gives an answer that settles it."""
+        headers = {"Idempotency-Key": op.key} if op.key else {}
+        if op.if_match is not None:
+            headers["If-Match"] = f'"{op.if_match}"'
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            op.tries += 1
+            url = self._urls[at % len(self._urls)] if at is not None and op.tries == 1 else rng.choice(self._urls)
+            try:
+                answer = await self._client.request(op.method, url + op.path, json=op.body, headers=headers, **form)
+            except httpx.ConnectError:
+                await asyncio.sleep(rng.uniform(0.05, 0.3))
+                continue
+            except httpx.TransportError:
+                op.doubtful = True
+                await asyncio.sleep(rng.uniform(0.05, 0.3))
+                continue
+            if answer.status_code in RETRIED:
+                op.doubtful = True
+                _look_at(op, answer)
+                await asyncio.sleep(rng.uniform(0.1, 0.6))
+                continue
+            op.status = answer.status_code
+            op.answer = answer.json() if answer.content else None
+            op.version = int(answer.headers.get("ETag", '"0"').strip('"'))
+            return
+
+
+def _look_at(op: Op, answer: httpx.Response) -> None:
+    """An outage is said in the family's form and with the time to come back; anything else is a bug."""
+    if answer.status_code != 503:
+        op.odd.append(f"{answer.status_code} {answer.text[:300]}")
+    elif "retry-after" not in answer.headers or set(answer.json()) != {"detail", "error_code", "context"}:
+        op.odd.append(f"503 without Retry-After or in another form: {answer.text[:300]}")
+
+
+def rows(rng: random.Random, token: str) -> bytes:
+    """200 to 3,000 rows as JSON lines; some can't be used: not JSON, doubled, empty, no object."""
+    lines: list[str] = []
+    for n in range(rng.randrange(200, 3001)):
+        match rng.randrange(40):
+            case 0:
+                lines.append("{broken " + str(n))
+            case 1:
+                lines.append(lines[-1] if lines else "[]")
+            case 2:
+                lines.append("")
+            case 3:
+                lines.append("[1, 2]")
+            case _:
+                lines.append(json.dumps({"instruction": f"{token} says {n} ä", "output": "x" * rng.randrange(5, 60)}, ensure_ascii=False))
+    return "\n".join(lines).encode()

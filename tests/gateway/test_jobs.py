@@ -1,0 +1,81 @@
+"""The rules of jobs and examples, and what a job's story means."""
+
+import pytest
+
+from libs.events import (
+    Event,
+    ExampleDeleted,
+    JobCancelRequested,
+    JobCreated,
+    PreparationCancelled,
+    PreparationCompleted,
+    PreparationFailed,
+    PreparationProgressed,
+    PreparationStarted,
+)
+from services.gateway.domain import example
+from services.gateway.domain.errors import JobEnded, NotFound
+from services.gateway.domain.example import DeleteExample, Example
+from services.gateway.domain.jobs import CancelJob, Status, decide, evolve
+from tests.kit.given import given
+
+CREATED = JobCreated(job_id="j", kind="ingest", stages=["preparation"], inputs={})
+OF_TWO = JobCreated(job_id="j", kind="train", stages=["preparation", "training"], inputs={})
+STARTED = PreparationStarted(job_id="j")
+COMPLETED = PreparationCompleted(job_id="j", parts=1, rows=1, valid=1)
+FAILED = PreparationFailed(job_id="j", code="internal", message="a bug")
+CANCELLED = PreparationCancelled(job_id="j")
+ASKED = JobCancelRequested(job_id="j")
+
+
+@pytest.mark.parametrize(
+    ("facts", "status"),
+    [
+        ([CREATED], Status.QUEUED),
+        ([CREATED, STARTED], Status.RUNNING),
+        ([CREATED, STARTED, PreparationProgressed(job_id="j", done=1, total=2)], Status.RUNNING),
+        ([CREATED, STARTED, COMPLETED], Status.SUCCEEDED),
+        ([CREATED, STARTED, FAILED], Status.FAILED),
+        ([CREATED, ASKED, CANCELLED], Status.CANCELLED),
+        ([CREATED, STARTED, COMPLETED, ASKED], Status.SUCCEEDED),
+        ([OF_TWO, STARTED], Status.PREPARING),
+        ([OF_TWO, STARTED, COMPLETED], Status.PREPARING),
+    ],
+)
+def test_a_jobs_status_follows_from_its_story(facts: list[Event], status: Status):
+    assert given(evolve, *facts).status is status
+
+
+def test_nothing_moves_a_job_that_has_ended():
+    assert given(evolve, CREATED, STARTED, FAILED, COMPLETED).status is Status.FAILED
+
+
+def test_a_running_job_is_asked_to_end():
+    assert decide(given(evolve, CREATED, STARTED), CancelJob(job_id="j")) == [ASKED]
+
+
+@pytest.mark.parametrize("facts", [[CREATED, ASKED], [CREATED, ASKED, CANCELLED]])
+def test_asked_twice_is_asked_once(facts: list[Event]):
+    assert decide(given(evolve, *facts), CancelJob(job_id="j")) == []
+
+
+@pytest.mark.parametrize("end", [COMPLETED, FAILED])
+def test_a_job_that_has_ended_otherwise_is_not_cancelled(end: Event):
+    with pytest.raises(JobEnded):
+        decide(given(evolve, CREATED, STARTED, end), CancelJob(job_id="j"))
+
+
+def test_a_job_that_is_not_there_is_not_cancelled():
+    with pytest.raises(NotFound):
+        decide(None, CancelJob(job_id="j"))
+
+
+def test_an_example_is_deleted_once():
+    delete = DeleteExample(project_id="p", example_id="e")
+    deleted = ExampleDeleted(project_id="p", example_id="e")
+
+    assert example.decide(Example(id="e"), delete) == [deleted]
+    with pytest.raises(NotFound):
+        example.decide(given(example.evolve, deleted), delete)
+    with pytest.raises(NotFound):
+        example.decide(None, delete)

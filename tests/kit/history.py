@@ -1,0 +1,123 @@
+"""What a few busy people and services might have done: a log full of plausible facts, the same for the same seed."""
+
+import random
+import uuid
+from collections import defaultdict
+from collections.abc import AsyncIterator
+
+import msgspec
+
+from libs.events import (
+    Event,
+    ExampleDeleted,
+    File,
+    JobCancelRequested,
+    JobCreated,
+    PreparationCancelled,
+    PreparationCompleted,
+    PreparationFailed,
+    PreparationProduced,
+    PreparationProgressed,
+    PreparationStarted,
+    ProjectCreated,
+    ProjectDeleted,
+    ProjectFileDeleted,
+    ProjectFilesAdded,
+    ProjectUpdated,
+    address,
+)
+from libs.events.log import EventLog, Write
+from libs.storage import Storage
+from tests.kit.views import ORIGIN
+
+
+class Scribe:
+    """Appends where the guards stand."""
+
+    def __init__(self, log: EventLog) -> None:
+        self._log = log
+        self._guards: dict[str, int] = defaultdict(int)
+
+    async def write(self, *events: Event) -> None:
+        groups: dict[str, list[Event]] = defaultdict(list)
+        for event in events:
+            groups[address(ORIGIN.tenant, event).guard].append(event)
+        recorded = await self._log.append([Write(events=group, after=self._guards[guard]) for guard, group in groups.items()], origin=ORIGIN)
+        for fact in recorded:
+            assert fact.event
+            self._guards[address(ORIGIN.tenant, fact.event).guard] = fact.seq
+
+
+async def live_through(log: EventLog, storage: Storage, *, projects: int, seed: int) -> None:
+    rng = random.Random(seed)
+    scribe = Scribe(log)
+    lives = [_life(rng, storage) for _ in range(projects)]
+    while lives:
+        life = rng.choice(lives)
+        events = await anext(life, None)
+        if events is None:
+            lives.remove(life)
+        else:
+            await scribe.write(*events)
+
+
+async def _life(rng: random.Random, storage: Storage) -> AsyncIterator[list[Event]]:
+    project = _id(rng)
+    yield [ProjectCreated(project_id=project, name="yard", task_type="qa", config={"a": 1.0, "b": {"c": [1, "é"]}}, request="r")]
+    files: list[File] = []
+    for _ in range(rng.randrange(4)):
+        yield [ProjectUpdated(project_id=project, name=f"yard {rng.randrange(9)}", config={"a": rng.random(), f"k{rng.randrange(3)}": None})]
+        added = [_file(rng, project) for _ in range(rng.randrange(1, 3))]
+        files += added
+        yield [ProjectFilesAdded(project_id=project, files=added), *(_job(project, file) for file in added)]
+        for file in added:
+            async for events in _reading(rng, storage, file):
+                yield events
+        if files and rng.random() < 0.3:
+            gone = files.pop(rng.randrange(len(files)))
+            yield [ProjectFileDeleted(project_id=project, file_id=gone.file_id, key=gone.key, job_id=gone.job_id)]
+        if files and rng.random() < 0.5:
+            yield [ExampleDeleted(project_id=project, example_id=_row_id(rng.choice(files).job_id, rng.randrange(5)))]
+    if rng.random() < 0.25:
+        yield [ProjectDeleted(project_id=project, job_ids=[file.job_id for file in files])]
+
+
+async def _reading(rng: random.Random, storage: Storage, file: File) -> AsyncIterator[list[Event]]:
+    yield [PreparationStarted(job_id=file.job_id)]
+    for part in range(1, rng.randrange(4)):
+        yield [PreparationProgressed(job_id=file.job_id, done=part, total=3)]
+        content = b"".join(_line(file.job_id, part * 10 + n) for n in range(5))
+        claim = await storage.put(f"local/{file.job_id}", content)
+        yield [PreparationProduced(job_id=file.job_id, part=part, content=claim, rows=5, valid=4)]
+    ending = rng.randrange(4)
+    if ending == 0:
+        yield [JobCancelRequested(job_id=file.job_id, reason="enough")]
+        yield [PreparationCancelled(job_id=file.job_id)]
+    elif ending == 1:
+        yield [PreparationFailed(job_id=file.job_id, code="x", message="it's damaged")]
+    elif ending == 2:
+        yield [PreparationCompleted(job_id=file.job_id, parts=2, rows=10, valid=8, refused={"json_invalid": 2})]
+
+
+def _line(job: str, row: int) -> bytes:
+    line = {"id": _row_id(job, row), "row": row, "split": "train", "format": "alpaca", "data": {"instruction": f"{row} é"}, "valid": row % 5 != 0}
+    return msgspec.json.encode(line | {"reason": "" if row % 5 else "json_invalid", "message": "", "tokens": row}) + b"\n"
+
+
+def _row_id(job: str, row: int) -> str:
+    return str(uuid.uuid5(uuid.UUID(job), str(row)))
+
+
+def _file(rng: random.Random, project: str) -> File:
+    id = _id(rng)
+    return File(
+        file_id=id, filename="a.jsonl", kind="dataset_upload", mime_type="application/jsonl", size=1, sha256="s", key=f"local/{project}/{id}", job_id=_id(rng)
+    )
+
+
+def _job(project: str, file: File) -> JobCreated:
+    return JobCreated(job_id=file.job_id, kind="ingest", stages=["preparation"], project_id=project, inputs={"file": msgspec.to_builtins(file)})
+
+
+def _id(rng: random.Random) -> str:
+    return str(uuid.UUID(int=rng.getrandbits(128), version=4))
