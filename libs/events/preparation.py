@@ -37,6 +37,12 @@ class PreparationCompleted(Event, frozen=True, kw_only=True, tag="preparation.co
     rows: int
     valid: int
     refused: dict[str, int] = {}
+    snapshot: Claim | None = None
+    """Of a train job: its rows as JSON lines `{id, split, format, data}`. These bytes and no others are trained on."""
+    position: int = 0
+    """Edits up to here in the log are in the snapshot."""
+    splits: dict[str, int] = {}
+    """Rows of the snapshot by split."""
 
 
 class PreparationFailed(Event, frozen=True, kw_only=True, tag="preparation.failed"):

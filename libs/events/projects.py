@@ -60,6 +60,33 @@ class ProjectFileDeleted(Event, frozen=True, kw_only=True, tag="project.file_del
     job_id: str = ""
 
 
+class ProjectModelResolved(Event, frozen=True, kw_only=True, tag="project.model_resolved"):
+    """The base model that the project fine-tunes. `model_info` is what its configuration says; `revision` the commit it was read at."""
+
+    KEY = ("project_id",)
+    project_id: str
+    base_model_id: str
+    model_info: dict[str, Any]
+    revision: str = ""
+
+
+class ProjectRunStarted(Event, frozen=True, kw_only=True, tag="project.run_started"):
+    """In one batch with the train job: of two starts only one can append it."""
+
+    KEY = ("project_id",)
+    project_id: str
+    job_id: str
+
+
+class ProjectWorkStarted(Event, frozen=True, kw_only=True, tag="project.work_started"):
+    """Another job reads the project: nobody can delete what it reads without seeing it."""
+
+    KEY = ("project_id",)
+    project_id: str
+    job_id: str
+    kind: str
+
+
 class ProjectDeleted(Event, frozen=True, kw_only=True, tag="project.deleted"):
     """The project, its files, examples and objects are gone. `job_ids` are the jobs whose objects go along."""
 

@@ -1,0 +1,64 @@
+"""What a job is asked to do: the typed form of `job.created`'s `inputs` and `spec`, for who writes and who reads them."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """An ingest job whose rows are wanted."""
+
+    job_id: str
+    file_id: str = ""
+
+
+class TrainInputs(msgspec.Struct, frozen=True, kw_only=True):
+    """A train job reads the rows of these ingest jobs, waiting for those that still run, less the examples of the project deleted before it."""
+
+    project_id: str
+    sources: list[Source]
+
+
+class FineTune(msgspec.Struct, frozen=True, kw_only=True):
+    """How a language model is fine-tuned. Bounds are part of the contract: whoever writes a spec checks them by decoding it."""
+
+    base_model: Annotated[str, Meta(min_length=1, max_length=300)]
+    """A Hugging Face id, a folder that the training service can read, or `trainyard/tiny-llama`."""
+    revision: str = ""
+    """The commit of the hub's repository that was resolved; empty: its newest."""
+    method: Literal["lora", "qlora", "full"] = "lora"
+    smoke: bool = False
+    """The base model is replaced by a tiny random one of the same architecture: all of the path runs, the weights are worthless."""
+    num_epochs: Annotated[float, Meta(gt=0, le=100)] = 3.0
+    max_steps: Annotated[int, Meta(ge=0, le=10_000_000)] = 0
+    """0: as many as the epochs need."""
+    learning_rate: Annotated[float, Meta(gt=0, lt=1)] = 2e-4
+    lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: Annotated[float, Meta(ge=0, lt=1)] = 0.03
+    weight_decay: Annotated[float, Meta(ge=0, le=1)] = 0.01
+    max_grad_norm: Annotated[float, Meta(ge=0, le=1000)] = 1.0
+    """0: gradients are not clipped."""
+    per_device_batch_size: Annotated[int, Meta(ge=1, le=1024)] = 4
+    gradient_accumulation_steps: Annotated[int, Meta(ge=1, le=1024)] = 4
+    """One optimizer step learns from batch size x accumulation rows, however they are packed."""
+    max_seq_length: Annotated[int, Meta(ge=8, le=1_048_576)] = 2048
+    lora_r: Annotated[int, Meta(ge=1, le=1024)] = 16
+    lora_alpha: Annotated[int, Meta(ge=1, le=4096)] = 32
+    lora_dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    train_on: Literal["completions", "everything"] = "completions"
+    gradient_checkpointing: bool = False
+    eval_steps: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    """Steps between evaluations; 0: at the end of every epoch."""
+    save_steps: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    """Steps between checkpoints; 0: at the end of every epoch, and at least every ten minutes."""
+    early_stopping_patience: Annotated[int, Meta(ge=0, le=1000)] = 0
+    """Evaluations without a better loss after which a run ends; 0: never."""
+    seed: Annotated[int, Meta(ge=0, lt=2**31)] = 42
+
+
+class ExportInputs(msgspec.Struct, frozen=True, kw_only=True):
+    """The export job reads the story of a train job that has completed."""
+
+    project_id: str
+    training_job_id: str
