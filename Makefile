@@ -10,7 +10,7 @@ READY := .venv/.installed
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help up test check bench chaos docs rebuild lock clean
+.PHONY: help up demo test check bench chaos docs rebuild lock clean
 
 # Only what is said to make counts: many shells export a HOST of their own.
 ifeq ($(origin HOST),command line)
@@ -26,6 +26,9 @@ help:  ## this list
 up: $(READY)  ## run the whole platform here until Ctrl-C (PORT=8000 HOST=127.0.0.1)
 	@exec $(BIN)/python -m infra.embedded up
 
+demo: $(READY)  ## a fine-tune before your eyes, on the running platform or its own (MODEL=hub/id DATA=file)
+	@exec $(BIN)/python -m infra.demo $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--data "$(DATA)")
+
 test: $(READY)  ## the tests (ARGS="-k name" passes on to pytest)
 	@exec $(BIN)/python -m pytest $(ARGS)
 
@@ -37,7 +40,7 @@ check: $(READY)  ## formatting, lint, types, architecture, generated docs
 	$(BIN)/python -m requirements.lock --check
 	$(BIN)/python -m docs.generate --check
 
-bench: $(READY)  ## measure every promise in one run
+bench: $(READY) .venv/.peers  ## measure every promise in one run
 	@exec $(BIN)/python -m bench
 
 chaos: $(READY)  ## kill real processes under load, seed after seed (SEEDS=5)
@@ -55,6 +58,11 @@ lock: $(READY)  ## pin what pyproject.toml asks for (UPGRADE=1: the newest of al
 clean:  ## remove what was installed and cached, but no data
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist *.egg-info
 	find libs services infra docs tests requirements -name __pycache__ -prune -exec rm -rf {} +
+
+.venv/.peers: $(READY) requirements/peers.txt
+	@echo 'installing what the benches compare with'
+	@$(PIP) -r requirements/peers.txt
+	@touch $@
 
 # The stamp is written last: an installation that was interrupted is done again.
 $(READY): requirements/lock.txt requirements/torch.txt infra/embedded/servers.txt

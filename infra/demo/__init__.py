@@ -1,0 +1,1 @@
+"""`make demo`: a fine-tune from start to end, before your eyes."""
