@@ -34,6 +34,7 @@ class Clock:
 def ours(folder: Path, method: str, clock: Clock) -> tuple[float, int]:
     from libs.events import FineTune
     from services.training import frames
+    from services.training.runner.wishes import Wishes
     from services.training.trainers import llm
 
     losses: list[tuple[float, int]] = []
@@ -68,7 +69,7 @@ def ours(folder: Path, method: str, clock: Clock) -> tuple[float, int]:
     run = folder / f"run-{method}-{time.time_ns()}"
     run.mkdir()
     spec = frames.RunSpec(job_id="bench", attempt=1, folder=str(run), snapshot=str(folder / "snapshot.jsonl"), tuning=tuning, cache=str(folder / "cache"))
-    llm.train(spec, tell)
+    llm.train(spec, tell, Wishes())
     return sum(loss for loss, _ in losses) / len(losses), len(losses)
 
 

@@ -9,6 +9,8 @@ import msgspec
 from msgspec import Meta
 
 PREFIX = "TRAINYARD_"
+KNOWN_ELSEWHERE = {"hf_endpoint": "HF_ENDPOINT", "hf_token": "HF_TOKEN"}
+"""Names that people have set for other tools already; ours go first."""
 
 
 class Refused(Exception):
@@ -53,7 +55,28 @@ class Gateway(Service, frozen=True, kw_only=True):
     ] = ""
     max_file_mb: Annotated[int, Meta(description="Largest file of one upload, in MB.", ge=1)] = 50
     max_project_mb: Annotated[int, Meta(description="Largest sum of a project's files, in MB.", ge=1)] = 500
+    hf_endpoint: Annotated[str, Meta(description="The model hub that base models are looked up at. HF_ENDPOINT is understood too.")] = "https://huggingface.co"
+    hf_token: Annotated[str, Meta(description="Token of the model hub, for models behind a licence. HF_TOKEN is understood too.")] = ""
+    source_roots: Annotated[str, Meta(description="Folders, divided by commas, under which models may lie that are named by their path.")] = ""
+    smoke: Annotated[
+        bool, Meta(description="Every base model is replaced by a tiny random one: all of the path runs in seconds on a CPU, the weights are worthless.")
+    ] = False
     sweep_after_hours: Annotated[float, Meta(description="Objects that no fact refers to are removed when they are this old.", gt=0)] = 24.0
+
+
+class Training(Service, frozen=True, kw_only=True):
+    """What the training service needs besides."""
+
+    workers: Annotated[int, Meta(description="Runs at the same time. 0: one for each GPU that can be used, else one.", ge=0, le=64)] = 0
+    threads: Annotated[int, Meta(description="CPU threads of one run. 0: its share of the cores, less one for everything else.", ge=0, le=512)] = 0
+    runs_folder: Annotated[str, Meta(description="Folder for running trainings: snapshots, checkpoints on their way to the object store.", min_length=1)] = (
+        "~/.cache/trainyard/runs"
+    )
+    models_folder: Annotated[str, Meta(description="Folder where downloaded base models are kept between runs.", min_length=1)] = "~/.cache/trainyard/models"
+    hf_endpoint: Annotated[str, Meta(description="The model hub that base models are downloaded from. HF_ENDPOINT is understood too.")] = (
+        "https://huggingface.co"
+    )
+    hf_token: Annotated[str, Meta(description="Token of the model hub, for models behind a licence. HF_TOKEN is understood too.")] = ""
 
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -65,7 +88,7 @@ def load(kind: type[S], environ: Mapping[str, str] | None = None, dotenv: Path =
     fields = {field.name: field for field in msgspec.structs.fields(kind)}
     found: dict[str, Any] = {}
     for name in fields:
-        value = values.get(PREFIX + name.upper())
+        value = values.get(PREFIX + name.upper()) or values.get(KNOWN_ELSEWHERE.get(name, ""))
         if value is not None and value != "":
             found[name] = value
     try:

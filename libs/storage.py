@@ -99,9 +99,9 @@ class Storage:
             raise Damaged(f"{claim.key} doesn't hold what was stored in it")
         return data
 
-    async def chunks(self, key: str, *, size: int = _CHUNK) -> AsyncGenerator[bytes, None]:
-        """An object piece by piece."""
-        response = await self._run(lambda: self._open(key))
+    async def chunks(self, key: str, *, start: int = 0, length: int = 0, size: int = _CHUNK) -> AsyncGenerator[bytes, None]:
+        """An object piece by piece, or `length` bytes of it; to its end without a length."""
+        response = await self._run(lambda: self._open(key, start, length))
         try:
             while chunk := await self._run(lambda: response.read(size), tries=1):
                 yield chunk
@@ -155,8 +155,8 @@ class Storage:
             yield [key for key, at in keys if at < border]
             after = keys[-1][0]
 
-    def _open(self, key: str) -> Any:
-        return self._client.get_object(self._bucket, key)
+    def _open(self, key: str, start: int = 0, length: int = 0) -> Any:
+        return self._client.get_object(self._bucket, key, offset=start, length=length)
 
     def _read(self, key: str) -> bytes:
         response = self._open(key)

@@ -15,7 +15,7 @@ from infra.embedded.nats import Nats, Routes, nats_program
 from infra.embedded.postgres import Postgres, postgres_programs
 from infra.embedded.process import Part, Process, never, stop, wait_ready
 from infra.embedded.s3 import S3, rclone_program
-from infra.embedded.services import GATEWAY, NAMES, Service, reachable
+from infra.embedded.services import GATEWAY, NAMES, TRAINING, Service, reachable
 from infra.embedded.settings import Settings
 from infra.nats.provision import provision
 from libs import config
@@ -148,8 +148,9 @@ class Servers(Parts):
 
     def refuse_wrong_settings(self) -> None:
         """Before anything is started, as far as this can be known from here."""
+        kinds = {GATEWAY: config.Gateway, TRAINING: config.Training}
         for name in NAMES:
-            config.load(config.Gateway if name == GATEWAY else config.Service, self.environ(name, port=self.home.ports[name]))
+            config.load(kinds.get(name, config.Service), self.environ(name, port=self.home.ports[name]))
 
     def environ(self, name: str, *, port: int) -> dict[str, str]:
         """The user's own settings, and over them what only we know."""
@@ -161,6 +162,8 @@ class Servers(Parts):
             known |= {"DATABASE_URL": self.database_url, "HOST": self.settings.host, "PORT": str(port)}
         else:
             known |= {"HEALTH_PORT": str(port)}
+        if name == TRAINING:
+            known |= {"RUNS_FOLDER": str(self.home.path / "runs"), "MODELS_FOLDER": str(self.home.path / "models")}
         return {**os_environ, **{f"TRAINYARD_{setting}": value for setting, value in known.items()}}
 
     def _ports_needed(self) -> list[str]:

@@ -126,12 +126,28 @@ class EventLog:
         """Pages through the log by direct gets: no consumer on the server, any number of readers."""
         more = True
         while more:
-            facts, more = await self._page(pattern, after + 1, min(page, _PAGE))
+            facts, more = await read_page(self._nc, STREAM, pattern, start=after + 1, most=min(page, _PAGE))
             for raw in facts:
                 after = raw.seq
                 yield raw
 
-    async def follow(self, *, after: int, deliver: Callable[["RawFact"], Awaitable[None]], pattern: str = ">") -> "Following":
+    async def scan_to(self, pattern: str, *, last: int) -> AsyncIterator["RawFact"]:
+        """All facts under a filter up to a position. None is missing: the leader is asked whether the replicas that were read had them all."""
+        after = 0
+        while True:
+            async for raw in self.scan_raw(pattern, after=after):
+                if raw.seq > last:
+                    return
+                after = raw.seq
+                yield raw
+            answer = await self._ask(f"$JS.API.STREAM.MSG.GET.{STREAM}", json.dumps({"seq": after + 1, "next_by_subj": pattern}).encode())
+            if "error" in answer and answer["error"].get("err_code") != _NO_MESSAGE:
+                raise Unavailable(answer["error"].get("description", ""))
+            if "error" in answer or int(answer["message"]["seq"]) > last:
+                return
+            await asyncio.sleep(0.05)
+
+    async def follow(self, *, after: int, deliver: Callable[["RawFact"], Awaitable[None]], pattern: str | Sequence[str] = ">") -> "Following":
         """Every fact after a position, once and in order, until closed; heals by itself after outages.
 
         One at a time: the next waits until `deliver` is done, and comes again when it raised.
@@ -252,37 +268,39 @@ class EventLog:
         _heed_cancellation()
         return answer
 
-    async def _page(self, pattern: str, start: int, most: int) -> tuple[list["RawFact"], bool]:
-        page: list[RawFact] = []
-        end: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
 
-        async def collect(msg: Msg) -> None:
-            headers = msg.headers or {}
-            if "Status" not in headers:
-                page.append(RawFact(seq=int(headers["Nats-Sequence"]), subject=headers["Nats-Subject"], data=msg.data))
-            elif not end.done():
-                end.set_result(headers)
+async def read_page(nc: Client, stream: str, pattern: str, *, start: int, most: int) -> tuple[list["RawFact"], bool]:
+    """The next messages under a filter by one batched direct get, and whether there are more."""
+    page: list[RawFact] = []
+    end: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
 
-        await _connected(self._nc)
-        inbox = self._nc.new_inbox()
+    async def collect(msg: Msg) -> None:
+        headers = msg.headers or {}
+        if "Status" not in headers:
+            page.append(RawFact(seq=int(headers["Nats-Sequence"]), subject=headers["Nats-Subject"], data=msg.data))
+        elif not end.done():
+            end.set_result(headers)
+
+    await _connected(nc)
+    inbox = nc.new_inbox()
+    try:
+        subscription = await nc.subscribe(inbox, cb=collect)  # pyright: ignore[reportUnknownMemberType]
+        request = {"seq": start, "batch": most, "next_by_subj": pattern}
+        await nc.publish(f"$JS.API.DIRECT.GET.{stream}", json.dumps(request).encode(), reply=inbox)
         try:
-            subscription = await self._nc.subscribe(inbox, cb=collect)  # pyright: ignore[reportUnknownMemberType]
-            request = {"seq": start, "batch": most, "next_by_subj": pattern}
-            await self._nc.publish(f"$JS.API.DIRECT.GET.{STREAM}", json.dumps(request).encode(), reply=inbox)
-            try:
-                headers = await asyncio.wait_for(end, 2 * _PATIENCE)
-            finally:
-                await _quietly(subscription.unsubscribe())
-            _heed_cancellation()
-        except (nats.errors.Error, OSError) as error:
-            raise Unavailable("The event log does not answer") from error
-        match headers["Status"]:
-            case "204":
-                return page, int(headers.get("Nats-Num-Pending", 0)) > 0
-            case "404":
-                return page, False
-            case status:
-                raise Unavailable(f"The event log answered {status} {headers.get('Description', '')}")
+            headers = await asyncio.wait_for(end, 2 * _PATIENCE)
+        finally:
+            await _quietly(subscription.unsubscribe())
+        _heed_cancellation()
+    except (nats.errors.Error, OSError) as error:
+        raise Unavailable("The event log does not answer") from error
+    match headers["Status"]:
+        case "204":
+            return page, int(headers.get("Nats-Num-Pending", 0)) > 0
+        case "404":
+            return page, False
+        case status:
+            raise Unavailable(f"The event log answered {status} {headers.get('Description', '')}")
 
 
 class RawFact(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -315,7 +333,7 @@ class Following:
         nc: Client,
         ask: Callable[[str, bytes], Awaitable[dict[str, Any]]],
         *,
-        pattern: str,
+        pattern: str | Sequence[str],
         after: int,
         deliver: Callable[[RawFact], Awaitable[None]],
     ) -> None:
@@ -347,7 +365,7 @@ class Following:
         self._subscription = await self._nc.subscribe(inbox, cb=self._hear)  # pyright: ignore[reportUnknownMemberType]
         config = {
             "deliver_subject": inbox,
-            "filter_subject": self._pattern,
+            **({"filter_subject": self._pattern} if isinstance(self._pattern, str) else {"filter_subjects": list(self._pattern)}),
             "deliver_policy": "by_start_sequence",
             "opt_start_seq": self._last + 1,
             "ack_policy": "none",

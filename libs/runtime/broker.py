@@ -41,8 +41,20 @@ class HandedOver(Exception):
     """Raised by a handler that finds another replica at its work: the fact is that one's now, to acknowledge or to give back."""
 
 
+class Later(Exception):
+    """Raised by a handler that waits for something: `until` goes on in its place and occupies no worker, and at its end the fact comes again."""
+
+    def __init__(self, until: Callable[[], Awaitable[None]]) -> None:
+        super().__init__()
+        self.until = until
+
+
 class _GivenBack(Exception):
-    """This process ends: somebody else goes on at once."""
+    """Somebody goes on with it at once: this process ends, or what was waited for is there."""
+
+
+class _Aside(Exception):
+    """Answered later, by whoever waits."""
 
 
 class Broker(NatsBroker):
@@ -160,12 +172,28 @@ def react(broker: Broker, event: type[Event], *, durable: str, to: Handler, give
     broker.durables[durable] = config
     failures: Counter[int] = Counter()
 
+    async def do(msg: NatsMessage, work: Handler) -> None:
+        await _handle(msg, to=work, give_up=give_up, failures=failures, beat=ack_wait / 4)
+
+    async def wait(msg: NatsMessage, until: Callable[[], Awaitable[None]]) -> None:
+        await do(msg, lambda _: until())
+        raise _GivenBack
+
+    async def aside(msg: NatsMessage, until: Callable[[], Awaitable[None]]) -> None:
+        with suppress(nats.errors.Error):
+            await _acknowledged(wait(msg, until), msg)
+
     async def handle(body: bytes, msg: NatsMessage) -> None:
         task = asyncio.current_task()
         assert task
         broker.in_hand.add(task)
         try:
-            await _handle(msg, to=to, give_up=give_up, failures=failures, beat=ack_wait / 4)
+            await do(msg, to)
+        except Later as later:
+            waiting = asyncio.create_task(aside(msg, later.until))
+            broker.in_hand.add(waiting)
+            waiting.add_done_callback(broker.in_hand.discard)
+            raise _Aside from None
         except asyncio.CancelledError:
             if broker.stopping:
                 raise _GivenBack from None
@@ -195,7 +223,7 @@ async def _handle(msg: NatsMessage, *, to: Handler, give_up: GiveUp, failures: C
         heart = asyncio.create_task(_beat(msg, every=beat))
         try:
             await to(recorded)
-        except (*OUTAGES, HandedOver):
+        except (*OUTAGES, HandedOver, Later):
             raise
         except Exception as error:
             failures[recorded.seq] += 1
@@ -220,25 +248,31 @@ class Acknowledge(BaseMiddleware):
     """Done: acknowledged. Failed: again, later each time (FastStream's own NACK_ON_ERROR retries within milliseconds)."""
 
     async def consume_scope(self, call_next: Callable[[Any], Awaitable[Any]], msg: Any) -> Any:
-        try:
-            answer = await call_next(msg)
-        except asyncio.CancelledError:
-            await msg.nack()
-            raise
-        except _GivenBack:
-            await msg.nack()
-            return None
-        except HandedOver as other:
-            log.info("handed over: %s", other)
-            return None
-        except Exception as error:
-            tries = msg.raw_message.metadata.num_delivered or 1
-            delay = min(30.0, 0.2 * 2 ** min(tries - 1, 8))
-            log.warning("retried in %.1f s: %s", delay, error or type(error).__name__, exc_info=not isinstance(error, OUTAGES))
-            await msg.nack(delay=delay)
-            return None
-        await msg.ack()
-        return answer
+        return await _acknowledged(call_next(msg), msg)
+
+
+async def _acknowledged(work: Awaitable[Any], msg: Any) -> Any:
+    try:
+        answer = await work
+    except asyncio.CancelledError:
+        await msg.nack()
+        raise
+    except _GivenBack:
+        await msg.nack()
+        return None
+    except _Aside:
+        return None
+    except HandedOver as other:
+        log.info("handed over: %s", other)
+        return None
+    except Exception as error:
+        tries = msg.raw_message.metadata.num_delivered or 1
+        delay = min(30.0, 0.2 * 2 ** min(tries - 1, 8))
+        log.warning("retried in %.1f s: %s", delay, error or type(error).__name__, exc_info=not isinstance(error, OUTAGES))
+        await msg.nack(delay=delay)
+        return None
+    await msg.ack()
+    return answer
 
 
 async def _undecoded(msg: NatsMessage) -> bytes:

@@ -4,21 +4,29 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from libs.events import JobCreated, Recorded
 from libs.events.log import EventLog
+from libs.runtime.broker import Later
 from libs.storage import Storage
 
+from .ingest import Ingest
 from .preparation import Preparation
+from .snapshot import NotYet, Snapshot
+
+P = TypeVar("P", bound=Preparation)
 
 log = logging.getLogger(__name__)
 
-KINDS = ("ingest",)
+KINDS: dict[str, type[Preparation]] = {"ingest": Ingest, "train": Snapshot}
 """Kinds of jobs whose preparation this version does."""
 CANCELS = "feed.*.job.cancel_requested.*"
+ENDS = ("feed.*.preparation.completed.*", "feed.*.preparation.failed.*", "feed.*.preparation.cancelled.*")
 
 
 class Preparations:
@@ -34,20 +42,30 @@ class Preparations:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def listen(self, nc: Client) -> None:
-        """Cancels go to every replica: a shared durable would give each of them some."""
+        """Every replica hears everything: a shared durable would give each of them some."""
         await nc.subscribe(CANCELS, cb=self._cancel)
+        for ends in ENDS:
+            await nc.subscribe(ends, cb=self._ended)
 
     async def prepare(self, created: Recorded) -> None:
-        """Delivered at least once: the story in the log says how far things are."""
+        """Delivered at least once: the story in the log says how far things are. What waits for another job gives its worker free."""
         job = created.event
         if not isinstance(job, JobCreated) or job.kind not in KINDS or "preparation" not in job.stages:
             return
         with self._holding(self._preparation(created)) as preparation:
-            await preparation.run()
+            try:
+                await preparation.run()
+            except NotYet:
+                raise Later(partial(self._wait, created)) from None
 
     async def give_up(self, created: Recorded, error: Exception) -> None:
-        message = f"The file could not be read because of a fault in the platform ({type(error).__name__}). Its log says more; the operator can mend it."
-        await self._preparation(created).fail("internal", message)
+        preparation = self._preparation(created)
+        fault = f"{preparation.WHAT} because of a fault in the platform ({type(error).__name__}). Its log says more; the operator can mend it."
+        await preparation.fail("internal", fault)
+
+    async def _wait(self, created: Recorded) -> None:
+        with self._holding(Snapshot(created, event_log=self._log, storage=self._storage, threads=self._threads)) as snapshot:
+            await snapshot.wait()
 
     async def _cancel(self, msg: Msg) -> None:
         _, tenant, *_, job_id = msg.subject.split(".")
@@ -55,11 +73,18 @@ class Preparations:
             if (preparation.tenant, preparation.job_id) == (tenant, job_id):
                 preparation.cancel_asked.set()
 
+    async def _ended(self, msg: Msg) -> None:
+        _, tenant, *_, job_id = msg.subject.split(".")
+        for preparation in self._in_hand:
+            if isinstance(preparation, Snapshot):
+                preparation.hear(tenant, job_id)
+
     def _preparation(self, created: Recorded) -> Preparation:
-        return Preparation(created, event_log=self._log, storage=self._storage, threads=self._threads)
+        assert isinstance(created.event, JobCreated)
+        return KINDS[created.event.kind](created, event_log=self._log, storage=self._storage, threads=self._threads)
 
     @contextmanager
-    def _holding(self, preparation: Preparation) -> Iterator[Preparation]:
+    def _holding(self, preparation: P) -> Iterator[P]:
         self._in_hand.add(preparation)
         try:
             yield preparation

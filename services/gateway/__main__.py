@@ -25,8 +25,10 @@ from services.gateway.app import Parts, app_version, create_app
 from services.gateway.commands import Commands
 from services.gateway.edge import is_loopback
 from services.gateway.health import Health
+from services.gateway.hub import Hub
 from services.gateway.live import Live
 from services.gateway.loader import Loader
+from services.gateway.questions import Questions
 from services.gateway.rebuild import Busy, rebuild
 from services.gateway.rooms import rooms
 from services.gateway.views.database import DOWN, LIVE, ensure_views, pool
@@ -52,7 +54,9 @@ async def serve(settings: Gateway, stop: asyncio.Event) -> None:
     db = await unless(stop, _database(settings, event_log, storage))
     health = Health(event_log, db, storage, progress, version=app_version())
     commands = Commands(event_log, progress, rooms(db), fill=health.fill)
-    app = create_app(Parts(settings=settings, db=db, log=event_log, storage=storage, commands=commands, health=health, live=live))
+    hub = Hub(endpoint=settings.hf_endpoint, token=settings.hf_token, roots=settings.source_roots)
+    parts = Parts(settings=settings, db=db, log=event_log, storage=storage, commands=commands, health=health, live=live, hub=hub, questions=Questions(nc))
+    app = create_app(parts)
     server = Server(app, host=settings.host, port=settings.port)
     reacting = broker(settings.nats_url, name="gateway")
     reactions.subscribe(reacting, storage)
@@ -74,6 +78,7 @@ async def serve(settings: Gateway, stop: asyncio.Event) -> None:
         await asyncio.wait([asyncio.create_task(reacting.stop()), asyncio.create_task(nc.close())], timeout=1)
         db.terminate()
         storage.close()
+        hub.close()
 
 
 async def rebuild_views(settings: Gateway, stop: asyncio.Event) -> None:

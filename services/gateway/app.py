@@ -13,13 +13,15 @@ from libs.config import Gateway
 from libs.events.log import EventLog
 from libs.storage import Storage
 from services.gateway.api import docs, platform
-from services.gateway.api.finetuneflow import dataset, files, health, jobs, projects
+from services.gateway.api.finetuneflow import dataset, export, files, hardware, health, jobs, logs, models, projects, training
 from services.gateway.api.problems import problem
 from services.gateway.api.v2 import events
 from services.gateway.commands import Commands
 from services.gateway.edge import Edge, dressed
 from services.gateway.health import Health
+from services.gateway.hub import Hub
 from services.gateway.live import Live
+from services.gateway.questions import Questions
 
 ROOMS = {
     platform: "platform",
@@ -28,6 +30,11 @@ ROOMS = {
     projects: "finetuneflow: projects",
     files: "finetuneflow: files",
     dataset: "finetuneflow: data set",
+    models: "finetuneflow: model",
+    hardware: "finetuneflow: hardware",
+    training: "finetuneflow: training",
+    logs: "finetuneflow: training",
+    export: "finetuneflow: export",
     jobs: "finetuneflow: jobs",
     events: "v2: events",
 }
@@ -44,6 +51,8 @@ class Parts(msgspec.Struct, kw_only=True):
     commands: Commands
     health: Health
     live: Live
+    hub: Hub
+    questions: Questions
 
 
 def create_app(parts: Parts) -> Edge:
@@ -71,7 +80,7 @@ def _litestar(given: dict[str, Any]) -> Litestar:
         request_max_body_size=JSON_LIMIT,
         openapi_config=OpenAPIConfig(title="trainyard", version=app_version(), path="/schema", render_plugins=[]),
         logging_config=None,
-        signature_types=[asyncpg.Pool, Commands, EventLog, Gateway, Health, Live, Storage],
+        signature_types=[asyncpg.Pool, Commands, EventLog, Gateway, Health, Hub, Live, Questions, Storage],
     )
 
 

@@ -85,6 +85,10 @@ class Commands:
         visible = await self._progress.wait(events[-1].seq, patience=VISIBLE)
         return Outcome(state=state, version=version, events=events, visible=visible)
 
+    async def visible(self, seq: int, *, patience: float = VISIBLE) -> bool:
+        """Whether the views show the log up to here: they are given a moment."""
+        return await self._progress.wait(seq, patience=patience)
+
     async def newest(self, kind: type[State], *key: str, tenant: str, known: tuple[State | None, int] = (None, 0)) -> tuple[State | None, int]:
         """What the log says of an aggregate, beyond what is known: for an id that the view lacks, or may lack."""
         room: Room[Any] = self._states[kind]
@@ -140,7 +144,7 @@ class Commands:
 
     async def _as_it_was(self, room: Room[Any], where: Address, command: Any, state: Any, version: int) -> tuple[Any, int]:
         """A repeated creation is answered as the first one was, whatever happened since."""
-        if not getattr(command, "request", ""):
+        if not isinstance(command, room.founders):
             return state, version
         story = await self._log.read(room.pattern(where))
         first = [recorded for recorded in story if recorded.envelope.correlationid == story[0].envelope.correlationid]

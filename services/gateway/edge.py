@@ -21,7 +21,9 @@ LOCAL = "local"
 WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 BODIES = frozenset({"application/json", "multipart/form-data"})
 METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
-EXPOSED = "ETag, X-Request-Id, X-Event-Seq, Location, Retry-After, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset"
+EXPOSED = (
+    "ETag, Content-Disposition, Content-Range, X-Request-Id, X-Event-Seq, Location, Retry-After, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset"
+)
 
 _requests = Counter("trainyard_requests_total", "Answers by route and status", ["method", "route", "status"])
 _seconds = Histogram(
@@ -210,7 +212,10 @@ def is_loopback(name: str) -> bool:
 async def _preflight(send: Any, *, allowed: bool) -> None:
     headers = [
         (b"access-control-allow-methods", METHODS.encode()),
-        (b"access-control-allow-headers", b"Authorization, Content-Type, Idempotency-Key, If-Match, Last-Event-ID, X-Request-Id"),
+        (
+            b"access-control-allow-headers",
+            b"Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, If-Range, Last-Event-ID, Range, X-Request-Id",
+        ),
         (b"access-control-max-age", b"600"),
     ]
     await send({"type": "http.response.start", "status": 204 if allowed else 403, "headers": headers if allowed else []})

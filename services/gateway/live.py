@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import nats.errors
 from nats.aio.client import Client
@@ -11,6 +11,7 @@ from prometheus_client import Gauge
 
 from libs.events.log import EventLog, RawFact, Unavailable
 from libs.events.subjects import parse
+from services.gateway.steps import Telemetry
 
 BUFFER = 1000
 """Facts a watcher may be behind. One that is slower is closed and comes back with its last id."""
@@ -30,12 +31,17 @@ class Live:
         self._last = 0
 
     async def listen(self, nc: Client) -> None:
+        self.telemetry = Telemetry(nc)
         self._feed = await nc.subscribe("feed.>", cb=self._heard, pending_msgs_limit=100_000)
 
     async def resync(self) -> None:
-        """The bus was away or dropped something: every watcher reads on from the log where it stands."""
-        for watcher in self._all():
-            watcher.lose()
+        """The bus was away: every watcher reads on from the log where it stands."""
+        self._lose()
+        self.telemetry.resync()
+
+    @property
+    def closing(self) -> bool:
+        return self._closed
 
     async def drain(self) -> None:
         """Hears what was appended until now, and no more."""
@@ -50,7 +56,7 @@ class Live:
         for watcher in self._all():
             watcher.wake.set()
 
-    async def watch(self, tenant: str, *, after: int, about: str = "", heartbeat: float = 15.0) -> AsyncIterator[RawFact | None]:
+    async def watch(self, tenant: str, *, after: int, about: str = "", heartbeat: float = 15.0) -> AsyncGenerator[RawFact | None, None]:
         """Every fact of a workspace (or about one thing in it) after a position, exactly once and in order, for ever. None is a heartbeat."""
         watcher = _Watcher(after)
         place = self._watchers[_key(tenant, about)]
@@ -90,7 +96,7 @@ class Live:
     async def _heard(self, msg: Msg) -> None:
         seq = int((msg.headers or {})["Nats-Sequence"])
         if seq != self._last + 1:
-            await self.resync()  # what lies between was not heard: after a reconnect the first that comes need not be the next
+            self._lose()  # what lies between was not heard: after a reconnect the first that comes need not be the next
         self._last = seq
         where = parse(msg.subject)
         about = self._watchers.get(_key(where.tenant, where.key[0]), ()) if len(where.key) == 1 else ()  # as the pattern of a replay has it
@@ -100,6 +106,10 @@ class Live:
         raw = RawFact(seq=seq, subject="ev" + msg.subject[4:], data=msg.data)
         for watcher in watchers:
             watcher.take(raw)
+
+    def _lose(self) -> None:
+        for watcher in self._all():
+            watcher.lose()
 
     def _all(self) -> list["_Watcher"]:
         return [watcher for place in self._watchers.values() for watcher in place]

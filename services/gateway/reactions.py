@@ -10,7 +10,7 @@ from libs.events import ProjectDeleted, ProjectFileDeleted, Recorded
 from libs.events.log import EventLog, Unavailable
 from libs.runtime.broker import Broker, react
 from libs.storage import Storage, StorageDown
-from services.gateway.views import leases
+from services.gateway.views import leases, objects
 from services.gateway.views.database import DOWN
 from services.gateway.views.progress import Progress
 
@@ -70,8 +70,7 @@ class Sweep:
             return 0
         removed = 0
         async for keys in self._storage.stale(older_than=self._older_than):
-            known = await self._db.fetch("select key from files where key = any($1) union select key from parts where key = any($1)", keys)
-            orphans = set(keys) - {row["key"] for row in known}
+            orphans = set(keys) - await objects.referred(self._db, keys)
             await self._storage.delete(orphans)
             removed += len(orphans)
         if removed:

@@ -10,7 +10,17 @@ from services.gateway.commands import Room
 from services.gateway.domain import example, jobs, project
 from services.gateway.domain.example import DeleteExample, Example
 from services.gateway.domain.jobs import CancelJob, Job
-from services.gateway.domain.project import AddFiles, ChangeProject, CreateProject, DeleteFile, DeleteProject, Project
+from services.gateway.domain.project import (
+    AddFiles,
+    ChangeProject,
+    CreateProject,
+    DeleteFile,
+    DeleteProject,
+    ExportRun,
+    Project,
+    ResolveModel,
+    StartTraining,
+)
 from services.gateway.views import examples as example_views
 from services.gateway.views import jobs as job_views
 from services.gateway.views import projects as project_views
@@ -21,7 +31,7 @@ def rooms(db: asyncpg.Pool) -> list[Room[Any]]:
         Room(
             category="project",
             state=Project,
-            commands=(CreateProject, ChangeProject, DeleteProject, AddFiles, DeleteFile),
+            commands=(CreateProject, ChangeProject, DeleteProject, AddFiles, DeleteFile, ResolveModel, StartTraining, ExportRun),
             founders=(CreateProject,),
             endings=(DeleteProject, DeleteFile),
             key=lambda command: (command.project_id,),

@@ -1,23 +1,8 @@
-"""`python -m services.training`: takes part in the platform and says so. It takes no kind of job yet."""
+"""`python -m services.training`: trains models on snapshots, each run in a process of its own."""
 
-import asyncio
-import logging
-
-from libs.config import Service
+from libs.config import Training
 from libs.runtime import process
-from libs.runtime.member import member
-
-KINDS: tuple[str, ...] = ()
-"""Kinds of jobs whose training this version does."""
-
-log = logging.getLogger(__name__)
-
-
-async def serve(settings: Service, stop: asyncio.Event) -> None:
-    async with member("training", settings, stop):
-        log.info("ready; kinds of jobs taken: %s", ", ".join(KINDS) or "none yet")
-        await stop.wait()
-
+from services.training.app import serve
 
 if __name__ == "__main__":
-    process.run("training", Service, serve)
+    process.run("training", Training, serve)

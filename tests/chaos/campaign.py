@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from tests.chaos.load import Load
 from tests.chaos.nemesis import Nemesis
 from tests.kit.checker import Violation, check, summary
-from tests.kit.evidence import collect
-from tests.kit.platform import Platform, client, left_running, platform
+from tests.kit.platform import Platform, client, platform
+from tests.kit.processes import left_running
 
 LIMIT_MB = 1
 """Of a project's files: so low that the load meets it."""
-PATIENCE = 60.0
+PATIENCE = {False: 60.0, True: 180.0}
+"""Seconds until all has come to rest; where runs are trained, those that wait have to be."""
 ENVIRON = {"TRAINYARD_MAX_PROJECT_MB": str(LIMIT_MB), "TRAINYARD_LOG_LEVEL": "info"}
 
 
@@ -50,7 +51,7 @@ class Outcome:
 async def campaign(platform: Platform, *, seed: int, seconds: float) -> Outcome:
     nemesis = Nemesis(platform, seed=seed)
     async with client() as http:
-        load = Load(platform.urls, http, seed=seed)
+        load = Load(platform.urls, http, seed=seed, trains=bool(platform.training))
         working = asyncio.create_task(load.run())
         try:
             await nemesis.run(seconds)
@@ -59,13 +60,14 @@ async def campaign(platform: Platform, *, seed: int, seconds: float) -> Outcome:
         healed = time.monotonic()
         await working
     violations = []
-    if restless := await platform.rest(PATIENCE):
-        violations.append(Violation("comes_to_rest", f"not within {PATIENCE:.0f} s after all was healed: {restless}"))
+    patience = PATIENCE[bool(platform.training)]
+    if restless := await platform.rest(patience):
+        violations.append(Violation("comes_to_rest", f"not within {patience:.0f} s after all was healed: {restless}"))
         violations += [Violation("comes_to_rest", f"PostgreSQL is busy with {what}") for what in await _activity(platform)]
     rested_after = time.monotonic() - healed
     with suppress(AssertionError):  # what was not swept is the checker's to say
         await platform.sweep()
-    evidence = await collect(platform.servers, load.ops, limit_mb=LIMIT_MB)
+    evidence = await platform.collect(load.ops, limit_mb=LIMIT_MB)
     return Outcome(
         seed=seed,
         violations=violations + check(evidence),
@@ -89,9 +91,9 @@ async def _activity(platform: Platform) -> list[str]:
     return [str(dict(row)) for row in rows]
 
 
-def run(seed: int, seconds: float) -> Outcome:
-    """A platform of its own for each seed."""
-    with platform(gateways=2, datasets=2, environ=ENVIRON) as made:
+def run(seed: int, seconds: float, *, training: int = 0) -> Outcome:
+    """A platform of its own for each seed; with training services people also train and export."""
+    with platform(gateways=2, datasets=2, training=training, export=min(1, training), environ=ENVIRON) as made:
         home = made.servers.home.path
         outcome = asyncio.run(campaign(made, seed=seed, seconds=seconds))
         if outcome.violations:
@@ -105,10 +107,11 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5, help="how many campaigns, each with the next seed")
     parser.add_argument("--first", type=int, default=int(os.environ.get("TRAINYARD_CHAOS_SEED", "1")), help="the first seed")
     parser.add_argument("--seconds", type=float, default=60.0, help="how long things go wrong in each")
+    parser.add_argument("--training", type=int, default=2, help="how many training services; none: nobody trains or exports")
     arguments = parser.parse_args()
     bad = 0
     for seed in range(arguments.first, arguments.first + arguments.seeds):
-        outcome = run(seed, arguments.seconds)
+        outcome = run(seed, arguments.seconds, training=arguments.training)
         sys.stdout.write(f"{outcome.report() if outcome.violations else outcome}\n")
         sys.stdout.flush()
         bad += bool(outcome.violations)

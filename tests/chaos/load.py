@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from libs.tiny import BASE
 from tests.kit.record import Op
 
 RETRIED = (500, 502, 503, 504)
@@ -23,15 +24,19 @@ class Mine:
     version: int = 0
     files: list[tuple[str, str]] = field(default_factory=list)
     """(file, job)."""
+    run: str = ""
+    """The job of its latest training."""
+    model: bool = False
 
 
 class Load:
-    def __init__(self, urls: list[str], client: httpx.AsyncClient, *, seed: int, people: int = 6, pace: float = 0.3) -> None:
+    def __init__(self, urls: list[str], client: httpx.AsyncClient, *, seed: int, people: int = 6, pace: float = 0.3, trains: bool = False) -> None:
         self.ops: list[Op] = []
         self.over = False
         self._urls = urls
         self._client = client
         self._pace = pace
+        self._trains = trains
         self.rng = random.Random(seed)
         self._rngs = [random.Random(f"{seed}/{n}") for n in range(people)]
         self._name = 0
@@ -56,6 +61,7 @@ class Load:
             self.delete: 5,
             self.delete_twice: 3,
             self.read: 12,
+            **({self.train: 8, self.train_twice: 2, self.cancel_run: 4, self.export: 5} if self._trains else {}),
         }
         while not self.over:
             await asyncio.sleep(rng.uniform(0, 2 * self._pace))
@@ -157,6 +163,48 @@ class Load:
             id = rng.choice(page["items"])["id"]
             await self._send(rng, self._new("delete_example", "DELETE", f"/projects/{project.id}/dataset/examples/{id}", id))
 
+    async def train(self, rng: random.Random, mine: list[Mine]) -> None:
+        if project := await self._trainable(rng, mine):
+            await self._train(rng, mine, project, [self._training(project)])
+
+    async def train_twice(self, rng: random.Random, mine: list[Mine]) -> None:
+        """Two of a person's windows, at once: a project has one run at a time."""
+        if project := await self._trainable(rng, mine):
+            await self._train(rng, mine, project, [self._training(project), self._training(project)])
+
+    async def _train(self, rng: random.Random, mine: list[Mine], project: Mine, ops: list[Op]) -> None:
+        await asyncio.gather(*(self._send(rng, op, at=n) for n, op in enumerate(ops)))
+        for op in ops:
+            if op.accepted:
+                project.run = op.answer["job_id"]
+            self._learn(mine, project, op)
+        if any(op.accepted for op in ops) and rng.random() < 0.3:
+            await asyncio.sleep(rng.choice((0, 0.3, 1, 4)))
+            await self._send(rng, self._new("cancel", "POST", f"/jobs/{project.run}/cancel", project.run))
+
+    async def _trainable(self, rng: random.Random, mine: list[Mine]) -> Mine | None:
+        """One with rows, and with a model from now on."""
+        if not (full := [project for project in mine if project.files]):
+            return None
+        project = rng.choice(full)
+        if not project.model:
+            op = self._new("resolve", "POST", f"/projects/{project.id}/model/resolve", project.id)
+            op.body = {"model_id": BASE}
+            await self._send(rng, op)
+            project.model = op.accepted
+            self._learn(mine, project, op)
+        return project if project.model else None
+
+    async def cancel_run(self, rng: random.Random, mine: list[Mine]) -> None:
+        if trained := [project for project in mine if project.run]:
+            await self._send(rng, self._new("cancel_run", "POST", f"/projects/{rng.choice(trained).id}/train/cancel", ""))
+
+    async def export(self, rng: random.Random, mine: list[Mine]) -> None:
+        """Not found before a run has succeeded."""
+        if trained := [project for project in mine if project.run]:
+            project = rng.choice(trained)
+            await self._send(rng, self._new("export", "POST", f"/projects/{project.id}/export", project.id, key=self._fresh("key")))
+
     async def delete_file(self, rng: random.Random, mine: list[Mine]) -> None:
         if full := [project for project in mine if project.files]:
             project = rng.choice(full)
@@ -198,6 +246,13 @@ class Load:
         op = self._new("rename", "PATCH", f"/projects/{project.id}", self._fresh("name"))
         op.if_match = if_match
         op.body = {"name": op.token, "config": {"renamed": op.token}}
+        return op
+
+    def _training(self, project: Mine) -> Op:
+        """Told by its seed. Short: what is asked for while things go wrong has to be done afterwards."""
+        seed = self._fresh("seed").partition("-")[2]
+        op = self._new("train", "POST", f"/projects/{project.id}/train/start", seed, key=self._fresh("key"))
+        op.body = {"method": "lora", "hyperparams": {"max_steps": 60, "save_steps": 15, "max_seq_length": 64, "lora_r": 4, "seed": int(seed)}}
         return op
 
     def _new(self, kind: str, method: str, path: str, token: str, *, key: str = "") -> Op:

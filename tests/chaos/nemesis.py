@@ -10,11 +10,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from infra.embedded import Process
-from tests.kit.platform import Platform, backends, children
+from tests.kit.eventually import eventually
+from tests.kit.platform import Platform
+from tests.kit.processes import backends, children, forkservers, trainers
 from tests.kit.servers import revive
 
 TARGETS = {"projecting": 5, "other": 4, "datasets": 4, "nats": 3, "postgres": 2, "backend": 2, "s3": 3}
 """How often each is chosen."""
+OF_TRAINING = {"training": 2, "forkserver": 1, "child": 3, "export": 2}
+"""Besides, on a platform that trains."""
+ALONE = ("backend", "forkserver", "child")
+"""Processes that somebody of ours starts again."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +50,11 @@ class Nemesis:
 
     def draw(self) -> Fault:
         rng = self._rng
-        (target,) = rng.choices(list(TARGETS), weights=list(TARGETS.values()))
-        pause = rng.uniform(0.5, 4.0) if target != "backend" and rng.random() < 0.35 else 0.0
+        targets = TARGETS | (OF_TRAINING if self._platform.training else {})
+        (target,) = rng.choices(list(targets), weights=list(targets.values()))
+        pause = rng.uniform(0.5, 4.0) if target not in ALONE and rng.random() < 0.35 else 0.0
+        if pause and target == "training":
+            pause = rng.choice((pause, 15.0))  # so long that its leases are somebody else's
         return Fault(target, pause, back_after=rng.choice((0.0, 0.1, 0.5, 1.0)), quiet=rng.uniform(0.4, 2.2))
 
     async def run(self, seconds: float) -> None:
@@ -63,8 +72,8 @@ class Nemesis:
         await asyncio.gather(*(self._well(process) for process in self._platform.processes))
 
     async def _do(self, fault: Fault) -> None:
-        if fault.target == "backend":
-            self._kill_backend(fault)
+        if fault.target in ALONE:
+            self._kill_one(fault)
             return
         process = await self._whom(fault.target)
         if process is None or process.pid is None or process.name in self._ours:
@@ -81,22 +90,32 @@ class Nemesis:
             leader = await platform.projecting()
             others = [gateway for gateway in platform.gateways if gateway is not leader]
             return leader if target == "projecting" else self._rng.choice(others)
-        return self._rng.choice(platform.datasets) if target == "datasets" else platform.servers[target]
+        replicas = {"datasets": platform.datasets, "training": platform.training, "export": platform.export}
+        return self._rng.choice(replicas[target]) if target in replicas else platform.servers[target]
 
-    def _kill_backend(self, fault: Fault) -> None:
-        postmaster = self._platform.servers["postgres"].pid
-        if postmaster and (serving := backends(postmaster)):
-            self._note(str(fault), "backend killed")
-            _signal(self._rng.choice(serving), signal.SIGKILL)
+    def _kill_one(self, fault: Fault) -> None:
+        if found := self._loners(fault.target):
+            self._note(str(fault), f"{fault.target} killed")
+            _signal(self._rng.choice(found), signal.SIGKILL)
+
+    def _loners(self, target: str) -> list[int]:
+        if target == "backend":
+            return backends(self._platform.servers["postgres"].pid or 0)
+        find = forkservers if target == "forkserver" else trainers
+        return [pid for service in self._platform.training for pid in find(service.pid or 0)]
 
     async def _kill(self, process: Process, fault: Fault) -> None:
-        process.kill()
+        if process in self._platform.training:
+            _signal(process.pid, signal.SIGKILL)  # alone: its children must end by themselves
+            await eventually(lambda: process.ended() is not None)
+        else:
+            process.kill()
         await asyncio.sleep(fault.back_after)
         await revive(process)
         self._ours.discard(process.name)
 
     async def _pause(self, process: Process, fault: Fault) -> None:
-        others = [pid for pid, _ in children(process.pid or 0)] if process.name == "postgres" else []
+        others = [child.pid for child in children(process.pid or 0)] if process.name == "postgres" else []
         for pid in (process.pid, *others):
             _signal(pid, signal.SIGSTOP)
         await asyncio.sleep(fault.pause)

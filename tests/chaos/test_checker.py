@@ -12,10 +12,12 @@ import pytest
 
 from tests.chaos.load import Load, Mine
 from tests.kit import checker
+from tests.kit import run_checker as runs
 from tests.kit.checker import check, summary
-from tests.kit.evidence import Evidence, Fact, Lease, Stored, collect
+from tests.kit.evidence import Evidence, Fact, Lease, Stored
 from tests.kit.platform import Platform, client
 from tests.kit.record import Op
+from tests.kit.trained import EXPORT, INGEST, NEXT, PROJECT, RUN, lines, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
@@ -40,7 +42,7 @@ async def sound(whole: Platform) -> Evidence:
         await load.delete_twice(load.rng, [third])
     assert await whole.rest(30) == ""
     await whole.sweep()
-    return await collect(whole.servers, load.ops)
+    return await whole.collect(load.ops)
 
 
 def test_a_sound_run_has_nothing_against_it(sound: Evidence):
@@ -340,8 +342,285 @@ def test_a_planted_bug_is_seen(sound: Evidence, invariant: checker.Invariant, bu
     assert list(invariant(evidence))
 
 
+# The same for a training run and its export
+
+
+def test_a_sound_run_of_training_has_nothing_against_it():
+    evidence = trained()
+
+    assert [what for invariant in RUN_BUGS for what in invariant(evidence)] == []
+
+
+def a_run_beside_another(evidence: Evidence) -> None:
+    evidence.facts.remove(said(evidence, "training.completed"))
+
+
+def a_snapshot_without_a_row(evidence: Evidence) -> None:
+    rewrite(evidence, prepared(evidence), "snapshot", drop=1)
+
+
+def a_snapshot_with_a_deleted_example(evidence: Evidence) -> None:
+    evidence.facts.remove(first(evidence, "example.deleted"))
+
+
+def a_snapshot_of_another_position(evidence: Evidence) -> None:
+    prepared(evidence).data["position"] -= 1
+
+
+def a_snapshot_with_other_splits(evidence: Evidence) -> None:
+    prepared(evidence).data["splits"] = {"train": 5}
+
+
+def a_run_without_its_snapshot(evidence: Evidence) -> None:
+    del prepared(evidence).data["snapshot"]
+
+
+def an_attempt_that_is_skipped(evidence: Evidence) -> None:
+    evidence.facts.remove(said(evidence, "training.started", attempt=2))
+
+
+def an_attempt_that_two_workers_start(evidence: Evidence) -> None:
+    said(evidence, "training.started", attempt=3).data["attempt"] = 2
+
+
+def a_zombie_that_goes_on(evidence: Evidence) -> None:
+    insert(evidence, copy.deepcopy(said(evidence, "training.progress", step=3)), before=said(evidence, "training.completed"))
+
+
+def an_end_by_a_zombie(evidence: Evidence) -> None:
+    said(evidence, "training.completed").data["attempt"] = 2
+
+
+def an_attempt_that_goes_on_after_it_was_given_up(evidence: Evidence) -> None:
+    insert(evidence, said(evidence, "training.progress", step=3), before=said(evidence, "training.started", attempt=2))
+
+
+def an_attempt_too_many(evidence: Evidence) -> None:
+    evidence.facts = [fact for fact in evidence.facts if fact.type != "training.checkpointed"]
+    end = said(evidence, "training.completed")
+    insert(evidence, replace(said(evidence, "training.started", attempt=3), data={"job_id": RUN, "attempt": 4}), before=end)
+    end.data["attempt"] = 4
+
+
+def a_run_that_completes_before_it_starts(evidence: Evidence) -> None:
+    evidence.facts = [fact for fact in evidence.facts if fact.type != "training.started"]
+
+
+def an_attempt_that_starts_all_over(evidence: Evidence) -> None:
+    said(evidence, "training.started", attempt=2).data["resumed_from"] = 0
+
+
+def an_attempt_that_skips_steps(evidence: Evidence) -> None:
+    said(evidence, "training.started", attempt=2).data["resumed_from"] = 3
+
+
+def a_checkpoint_that_lies_before_another(evidence: Evidence) -> None:
+    said(evidence, "training.checkpointed", attempt=2).data["step"] = 2
+
+
+def a_word_about_a_step_of_the_attempt_before(evidence: Evidence) -> None:
+    said(evidence, "training.progress", step=5).data["step"] = 3
+
+
+def a_step_that_is_counted_twice(evidence: Evidence) -> None:
+    rewrite(evidence, said(evidence, "training.completed"), "steps", double=2)
+
+
+def a_step_that_is_missing(evidence: Evidence) -> None:
+    rewrite(evidence, said(evidence, "training.completed"), "steps", drop=2)
+
+
+def a_last_step_that_is_missing(evidence: Evidence) -> None:
+    rewrite(evidence, said(evidence, "training.completed"), "steps", drop=4)
+
+
+def a_step_of_an_attempt_that_was_lost(evidence: Evidence) -> None:
+    rewrite(evidence, said(evidence, "training.checkpointed", attempt=2), "steps", change=(2, {"attempt": 1}))
+
+
+def a_loss_that_changes_after_its_checkpoint(evidence: Evidence) -> None:
+    rewrite(evidence, said(evidence, "training.completed"), "steps", change=(1, {"train_loss": 0.1}))
+
+
+def a_loss_that_was_told_differently(evidence: Evidence) -> None:
+    said(evidence, "training.progress", step=5).data["metrics"]["train_loss"] = 0.1
+
+
+def a_last_step_that_nobody_tells(evidence: Evidence) -> None:
+    evidence.facts.remove(said(evidence, "training.progress", step=5))
+
+
+def a_step_beyond_the_last(evidence: Evidence) -> None:
+    said(evidence, "training.progress", step=5).data["total_steps"] = 4
+
+
+def steps_that_fall(evidence: Evidence) -> None:
+    said(evidence, "training.progress", step=1).data["step"] = 4
+
+
+def a_checkpoint_where_another_attempt_writes(evidence: Evidence) -> None:
+    fact = said(evidence, "training.checkpointed", attempt=2)
+    fact.data["state"] = said(evidence, "training.checkpointed", attempt=1).data["state"]
+
+
+def an_adapter_where_everyone_writes(evidence: Evidence) -> None:
+    claim = said(evidence, "training.completed").data["artifacts"]["adapter_config.json"]
+    claim["key"] = claim["key"].replace("/3/", "/")
+
+
+def an_export_without_its_report(evidence: Evidence) -> None:
+    files(evidence).pop()
+
+
+def an_export_with_a_wrong_checksum(evidence: Evidence) -> None:
+    files(evidence)[0]["crc32"] += 1
+
+
+def an_export_with_a_name_twice(evidence: Evidence) -> None:
+    files(evidence).append(files(evidence)[0])
+
+
+def an_export_of_another_adapter(evidence: Evidence) -> None:
+    files(evidence)[0]["content"] = files(evidence)[1]["content"]
+
+
+def an_export_of_a_run_that_did_not_complete(evidence: Evidence) -> None:
+    created(evidence, EXPORT).data["inputs"]["training_job_id"] = NEXT
+
+
+def an_export_of_another_project(evidence: Evidence) -> None:
+    created(evidence, RUN).data["project_id"] = "another"
+
+
+def a_checkpoint_that_is_missing(evidence: Evidence) -> None:
+    del evidence.objects[said(evidence, "training.checkpointed", attempt=1).data["state"]["key"]]
+
+
+def a_snapshot_that_is_missing(evidence: Evidence) -> None:
+    del evidence.objects[prepared(evidence).data["snapshot"]["key"]]
+
+
+def an_exported_file_that_is_damaged(evidence: Evidence) -> None:
+    key = files(evidence)[0]["content"]["key"]
+    evidence.objects[key] = Stored(key, "", b"")
+
+
+def a_run_that_fails_after_it_completed(evidence: Evidence) -> None:
+    append(evidence, replace(said(evidence, "training.completed"), type="training.failed"))
+
+
+def a_run_that_starts_without_its_data(evidence: Evidence) -> None:
+    evidence.facts.remove(prepared(evidence))
+
+
+def a_run_that_its_project_does_not_know(evidence: Evidence) -> None:
+    swap(evidence, fact := said(evidence, "project.run_started"), replace(fact, type="project.updated"))
+
+
+def an_export_that_is_announced_as_something_else(evidence: Evidence) -> None:
+    said(evidence, "project.work_started").data["kind"] = "train"
+
+
+def a_start_that_is_done_twice(evidence: Evidence) -> None:
+    evidence.ops.append(Op("train", "1", "POST", "/train/start", status=202, answer={"job_id": RUN, "run_id": "r"}))  # both runs have seed 1
+
+
+def an_export_that_is_promised_only(evidence: Evidence) -> None:
+    evidence.ops.append(Op("export", "", "POST", "/export", status=202, answer={"job_id": "another"}))
+
+
+def two_answers_to_the_same_start(evidence: Evidence) -> None:
+    evidence.ops += [Op("train", "1", "POST", "/train/start", status=202, answer={"job_id": job, "run_id": "r"}) for job in (RUN, NEXT)]
+
+
+def a_lease_of_a_run_that_has_ended(evidence: Evidence) -> None:
+    evidence.work.append(f"work.gpu.local.{RUN}")
+
+
+def a_lease_that_somebody_still_holds(evidence: Evidence) -> None:
+    evidence.workers[0]["num_ack_pending"] = 1
+
+
+def a_child_that_trains_on(evidence: Evidence) -> None:
+    evidence.trainers.append("4711 python")
+
+
+def a_checkpoint_of_a_zombie(evidence: Evidence) -> None:
+    evidence.objects[f"local/{RUN}/1/x"] = Stored(f"local/{RUN}/1/x", "", b"")
+
+
+def an_export_of_a_deleted_project(evidence: Evidence) -> None:
+    append(evidence, replace(first(evidence, "project.created"), type="project.deleted", data={"project_id": PROJECT, "job_ids": [INGEST, RUN, NEXT]}))
+    evidence.objects = {key: stored for key, stored in evidence.objects.items() if f"/{EXPORT}/" in key}
+
+
+RUN_BUGS: dict[checker.Invariant, list[Bug]] = {
+    runs.one_run_at_a_time: [a_run_beside_another],
+    runs.snapshots_are_the_rows: [
+        a_snapshot_without_a_row,
+        a_snapshot_with_a_deleted_example,
+        a_snapshot_of_another_position,
+        a_snapshot_with_other_splits,
+        a_run_without_its_snapshot,
+    ],
+    runs.attempts_follow_each_other: [
+        an_attempt_that_is_skipped,
+        an_attempt_that_two_workers_start,
+        a_zombie_that_goes_on,
+        an_end_by_a_zombie,
+        an_attempt_that_goes_on_after_it_was_given_up,
+        an_attempt_too_many,
+        a_run_that_completes_before_it_starts,
+    ],
+    runs.attempts_go_on_from_checkpoints: [
+        an_attempt_that_starts_all_over,
+        an_attempt_that_skips_steps,
+        a_checkpoint_that_lies_before_another,
+        a_word_about_a_step_of_the_attempt_before,
+    ],
+    runs.steps_join: [
+        a_step_that_is_counted_twice,
+        a_step_that_is_missing,
+        a_last_step_that_is_missing,
+        a_step_of_an_attempt_that_was_lost,
+        a_loss_that_changes_after_its_checkpoint,
+    ],
+    runs.progress_is_of_the_steps: [a_loss_that_was_told_differently, a_last_step_that_nobody_tells, a_step_beyond_the_last, steps_that_fall],
+    runs.objects_lie_where_nobody_else_writes: [a_checkpoint_where_another_attempt_writes, an_adapter_where_everyone_writes],
+    runs.exports_are_whole: [
+        an_export_without_its_report,
+        an_export_with_a_wrong_checksum,
+        an_export_with_a_name_twice,
+        an_export_of_another_adapter,
+        an_export_of_a_run_that_did_not_complete,
+        an_export_of_another_project,
+    ],
+    checker.objects_are_there: [a_checkpoint_that_is_missing, a_snapshot_that_is_missing, an_exported_file_that_is_damaged],
+    checker.jobs_end_once: [a_run_that_fails_after_it_completed, a_run_that_starts_without_its_data],
+    checker.files_and_jobs_come_together: [a_run_that_its_project_does_not_know, an_export_that_is_announced_as_something_else],
+    checker.answers_are_true: [a_start_that_is_done_twice, an_export_that_is_promised_only],
+    checker.repeats_get_the_same_answer: [two_answers_to_the_same_start],
+    checker.nothing_is_left_over: [
+        a_lease_of_a_run_that_has_ended,
+        a_lease_that_somebody_still_holds,
+        a_child_that_trains_on,
+        a_checkpoint_of_a_zombie,
+        an_export_of_a_deleted_project,
+    ],
+}
+
+
+@pytest.mark.parametrize(("invariant", "bug"), [pytest.param(invariant, bug, id=bug.__name__) for invariant, bugs in RUN_BUGS.items() for bug in bugs])
+def test_a_bug_planted_in_a_run_is_seen(invariant: checker.Invariant, bug: Bug):
+    evidence = trained()
+
+    bug(evidence)
+
+    assert list(invariant(evidence))
+
+
 def test_every_invariant_can_fail():
-    assert set(BUGS) == set(checker.INVARIANTS)
+    assert set(BUGS) | set(RUN_BUGS) == set(checker.INVARIANTS)
 
 
 # Damage to the real things: the evidence shows it too
@@ -397,7 +676,7 @@ async def a_stray_file(whole: Platform) -> AsyncIterator[None]:
 async def test_real_damage_is_seen_and_nothing_else(whole: Platform, sound: Evidence, damage: Any, seen: set[str]):
     async with damage(whole):
         await asyncio.sleep(0.2)  # the object store looks at its folder anew
-        evidence = await collect(whole.servers, sound.ops)
+        evidence = await whole.collect(sound.ops)
 
     assert {violation.invariant for violation in check(evidence)} == seen
 
@@ -425,3 +704,37 @@ def append(evidence: Evidence, fact: Fact) -> None:
 
 def swap(evidence: Evidence, old: Fact, new: Fact) -> None:
     evidence.facts[evidence.facts.index(old)] = new
+
+
+def insert(evidence: Evidence, fact: Fact, *, before: Fact) -> None:
+    if fact in evidence.facts:
+        evidence.facts.remove(fact)
+    evidence.facts.insert(evidence.facts.index(before), fact)
+
+
+def said(evidence: Evidence, type: str, **about: Any) -> Fact:
+    return next(fact for fact in evidence.facts if fact.type == type and about.items() <= fact.data.items())
+
+
+def created(evidence: Evidence, job: str) -> Fact:
+    return said(evidence, "job.created", job_id=job)
+
+
+def prepared(evidence: Evidence) -> Fact:
+    return said(evidence, "preparation.completed", job_id=RUN)
+
+
+def files(evidence: Evidence) -> list[dict[str, Any]]:
+    return said(evidence, "export.completed").data["files"]
+
+
+def rewrite(evidence: Evidence, fact: Fact, name: str, *, drop: int = -1, double: int = -1, change: tuple[int, dict[str, Any]] = (0, {})) -> None:
+    """Another object in the place of one of JSON lines, with all that the claim says of it true."""
+    found = evidence.lines(fact.data[name]["key"])
+    found[change[0]] |= change[1]
+    rows = [row for n, row in enumerate(found) for _ in range(0 if n == drop else 2 if n == double else 1)]
+    content = lines(rows)
+    digest = sha256(content).hexdigest()
+    key = f"{fact.data[name]['key'].rpartition('/')[0]}/{digest}"
+    evidence.objects[key] = Stored(key, digest, content)
+    fact.data[name] = {"key": key, "sha256": digest, "size": len(content)}

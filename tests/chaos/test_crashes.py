@@ -22,7 +22,6 @@ from services.gateway.views.database import connection, create_views, pool
 from tests.chaos.load import rows
 from tests.kit.checker import check, summary
 from tests.kit.eventually import eventually
-from tests.kit.evidence import collect
 from tests.kit.platform import Platform, client, url
 from tests.kit.servers import revive
 
@@ -303,7 +302,7 @@ async def test_after_all_of_this_nothing_is_wrong(whole: Platform):
     assert await whole.rest(40) == ""
     await whole.sweep()
 
-    assert summary(check(await collect(whole.servers))) == ""
+    assert summary(check(await whole.collect())) == ""
 
 
 # What is sent

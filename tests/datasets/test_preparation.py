@@ -5,8 +5,8 @@ import hashlib
 import json
 import signal
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -14,183 +14,21 @@ import msgspec
 import pytest
 from nats.aio.client import Client
 
-from infra.embedded import Process, Servers, Settings
-from infra.embedded import services as embedded
-from infra.embedded.process import Command
+from infra.embedded import Servers
 from libs import config
-from libs.events import (
-    Claim,
-    File,
-    JobCancelRequested,
-    JobCreated,
-    Origin,
-    PreparationCompleted,
-    PreparationFailed,
-    PreparationProduced,
-    Recorded,
-    address,
-    story,
-)
-from libs.events.log import EventLog, Write
-from libs.runtime import bus
+from libs.events import JobCreated, Origin, PreparationCompleted, PreparationFailed, PreparationProduced, Recorded
+from libs.events.log import EventLog
 from libs.runtime.broker import HandedOver
 from libs.storage import Storage, StorageDown
-from services.datasets import preparation
+from services.datasets import ingest, preparation
 from services.datasets.handlers import Preparations
 from services.datasets.parts import cut
 from services.gateway.loader import Line
 from tests.kit.eventually import eventually
-from tests.kit.servers import ELSEWHERE, fresh_home, revive
+from tests.kit.preparing import ENDED, JSON_LINES, alpaca, cancel, ended, facts, gated, job_id, names, process, settings_of, uploaded, with_bad_ones
+from tests.kit.servers import revive
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # nats-py leaves them behind where a reconnect fails halfway
-
-ENDED = ("preparation.completed", "preparation.failed", "preparation.cancelled")
-JSON_LINES = "application/jsonl"
-
-
-# The place
-
-
-@pytest.fixture(scope="module")
-def place() -> Iterator[Servers]:
-    """A bus and an object store that these tests may kill."""
-    with fresh_home() as home, Servers(home, Settings(database_url=ELSEWHERE)) as servers:
-        yield servers
-
-
-@pytest.fixture(scope="module")
-async def nc(place: Servers) -> AsyncIterator[Client]:
-    nc = await bus.connect(place.nats_url("infra"), name="infra")
-    yield nc
-    await nc.close()
-
-
-@pytest.fixture
-def log(nc: Client) -> EventLog:
-    return EventLog(nc, source="/tests")
-
-
-@pytest.fixture(scope="module")
-def storage(place: Servers) -> Iterator[Storage]:
-    storage = Storage(settings_of(place))
-    yield storage
-    storage.close()
-
-
-@pytest.fixture(scope="module")
-async def own_nc(place: Servers) -> AsyncIterator[Client]:
-    """Connected as the service is, with its rights."""
-    nc = await bus.connect(place.nats_url("datasets"), name="datasets")
-    yield nc
-    await nc.close()
-
-
-@pytest.fixture
-def own_log(own_nc: Client) -> EventLog:
-    return EventLog(own_nc, source="/datasets")
-
-
-@pytest.fixture
-def service(own_log: EventLog, storage: Storage) -> Iterator[Preparations]:
-    """What a replica does with a delivery, without the delivery."""
-    yield from replica(own_log, storage)
-
-
-@pytest.fixture
-def another(own_log: EventLog, storage: Storage) -> Iterator[Preparations]:
-    yield from replica(own_log, storage)
-
-
-def replica(log: EventLog, storage: Storage) -> Iterator[Preparations]:
-    preparations = Preparations(log, storage, workers=2)
-    yield preparations
-    preparations.close()
-
-
-def settings_of(place: Servers) -> config.Service:
-    return config.load(config.Service, place.environ("datasets", port=0))
-
-
-class Impatient(embedded.Service):
-    """`python -m services.datasets`, but what a killed or paused replica had in hand is delivered again after 2 s instead of 20."""
-
-    def command(self) -> Command:
-        code = (
-            "from functools import partial; from libs.config import Service; from libs.runtime import process; "
-            "from services.datasets.app import serve; process.run('datasets', Service, partial(serve, ack_wait=2.0))"
-        )
-        there = super().command()
-        return Command([*there.argv[:2], "-c", code], environ=there.environ)
-
-
-@contextmanager
-def process(place: Servers, *, label: str = "datasets", port: int = 0, impatient: bool = True) -> Iterator[Process]:
-    port = port or place.home.ports["datasets"]
-    part = Impatient(name="datasets", label=label, host="127.0.0.1", port=port, environ=place.environ("datasets", port=port))
-    process = Process(part, place.home) if impatient else place.service("datasets")
-    try:
-        yield process
-    finally:
-        process.kill()
-
-
-# Uploads
-
-
-def alpaca(count: int, *, start: int = 0) -> list[str]:
-    return [
-        json.dumps({"instruction": f"What is {n} plus one?", "input": "", "output": f"It is {n + 1}, as anybody can count."})
-        for n in range(start, start + count)
-    ]
-
-
-def with_bad_ones(rows: list[str]) -> list[str]:
-    """Every 100th is no JSON, every 500th the same as the first."""
-    return ["{broken" if n % 100 == 50 else rows[0] if n and n % 500 == 0 else row for n, row in enumerate(rows)]
-
-
-async def uploaded(storage: Storage, log: EventLog, origin: Origin, rows: list[str], *, kind: str = "ingest", **changed: Any) -> Recorded:
-    """The fact that the gateway appends once the bytes are stored."""
-    data = "\n".join(rows).encode()
-    job_id = str(uuid.uuid4())
-    claim = await storage.put(f"{origin.tenant}/files", data)
-    fields = {"filename": "rows.jsonl", "kind": "dataset", "mime_type": JSON_LINES, "size": claim.size, "sha256": claim.sha256, "key": claim.key, **changed}
-    file = File(file_id=str(uuid.uuid4()), job_id=job_id, **fields)
-    inputs = {"project_id": "p", "file": msgspec.to_builtins(file)}
-    job = JobCreated(job_id=job_id, kind=kind, stages=["preparation"], project_id="p", inputs=inputs, spec={"train_share": 0.9})
-    (created,) = await log.append([Write(events=[job], after=0)], origin=origin)
-    return created
-
-
-async def cancel(log: EventLog, created: Recorded) -> None:
-    assert created.event
-    where = address(created.tenant, created.event)
-    last = (await log.read(where))[-1].seq
-    await log.append([Write(events=[JobCancelRequested(job_id=job_id(created))], after=last)], origin=Origin(tenant=created.tenant))
-
-
-def job_id(created: Recorded) -> str:
-    assert isinstance(created.event, JobCreated)
-    return created.event.job_id
-
-
-# What came of them
-
-
-async def facts(log: EventLog, created: Recorded) -> list[Recorded]:
-    return [fact for fact in await log.read(story(created.tenant, job_id(created))) if fact.envelope.type.startswith("preparation.")]
-
-
-async def names(log: EventLog, created: Recorded) -> list[str]:
-    return [name for fact in await facts(log, created) if (name := fact.envelope.type.removeprefix("preparation.")) != "progress"]
-
-
-async def ended(log: EventLog, created: Recorded, *, patience: float = 15.0) -> list[Recorded]:
-    async def look() -> list[Recorded]:
-        told = await facts(log, created)
-        return told if told and told[-1].envelope.type in ENDED else []
-
-    return await eventually(look, patience=patience)
 
 
 async def lines(log: EventLog, storage: Storage, created: Recorded) -> list[Line]:
@@ -216,36 +54,6 @@ async def complete(log: EventLog, storage: Storage, created: Recorded, *, rows: 
     assert [line.row for line in found] == list(range(1, rows + 1))
     assert len({line.id for line in found}) == rows
     assert (end.parts, end.rows) == (sum(isinstance(fact.event, PreparationProduced) for fact in told), rows)
-
-
-class Gate(Storage):
-    """An object store that waits, or fails, before the n-th part is stored."""
-
-    def __init__(self, settings: config.Service, *, at: int, failing: Exception | None = None) -> None:
-        super().__init__(settings)
-        self.reached = asyncio.Event()
-        self.opened = asyncio.Event()
-        self.puts = 0
-        self._at = at
-        self._failing = failing
-
-    async def put(self, folder: str, data: bytes) -> Claim:
-        self.puts += 1
-        if self.puts == self._at:
-            self.reached.set()
-            if self._failing:
-                raise self._failing
-            await self.opened.wait()
-        return await super().put(folder, data)
-
-
-@asynccontextmanager
-async def gated(place: Servers, log: EventLog, *, at: int, failing: Exception | None = None) -> AsyncIterator[tuple[Gate, Preparations]]:
-    gate = Gate(settings_of(place), at=at, failing=failing)
-    preparations = Preparations(log, gate, workers=2)
-    yield gate, preparations
-    preparations.close()
-    gate.close()
 
 
 class Gone(Storage):
@@ -381,7 +189,7 @@ async def test_a_delivery_again_changes_nothing(service: Preparations, storage: 
     assert await facts(log, created) == once
 
 
-@pytest.mark.parametrize("job", [{"kind": "train"}, {"kind": "unheard-of"}])
+@pytest.mark.parametrize("job", [{"kind": "export"}, {"kind": "unheard-of"}])
 async def test_other_jobs_are_left_alone(service: Preparations, storage: Storage, log: EventLog, origin: Origin, job: dict[str, Any]):
     created = await uploaded(storage, log, origin, alpaca(1), **job)
 
@@ -415,12 +223,12 @@ async def test_parts_of_another_cut_are_never_mixed_with_ours(
 ):
     created = await uploaded(storage, log, origin, alpaca(4_000))
     with monkeypatch.context() as older:
-        older.setattr(preparation, "cut", partial(cut, most_rows=700))
+        older.setattr(ingest, "cut", partial(cut, most_rows=700))
         async with gated(place, own_log, at=2, failing=StorageDown("away")) as (_, before):
             with pytest.raises(StorageDown):
                 await before.prepare(created)
 
-    with pytest.raises(preparation.Drifted):
+    with pytest.raises(ingest.Drifted):
         await service.prepare(created)
 
     assert await names(log, created) == ["started", "produced"]

@@ -346,6 +346,25 @@ async def test_nothing_is_read_where_nothing_is(log: EventLog, origin: Origin):
     assert await log.read("ev.>", after=(await log.position()).last) == []
 
 
+async def test_up_to_a_position_nothing_is_missing_even_where_a_replica_lags(log: EventLog, origin: Origin, monkeypatch: pytest.MonkeyPatch):
+    facts = await log.append(after(0, CREATED, *[GREEN, BLUE] * 3), origin=origin)
+    pattern, scan, lag = f"ev.{origin.tenant}.>", log.scan_raw, [2, 0, 1]
+
+    async def lagging(pattern: str, *, after: int) -> AsyncIterator[RawFact]:
+        most = lag.pop(0) if lag else len(facts)
+        async for raw in scan(pattern, after=after):
+            if most == 0:
+                return
+            most -= 1
+            yield raw
+
+    monkeypatch.setattr(log, "scan_raw", lagging)
+
+    assert [raw.seq async for raw in log.scan_to(pattern, last=facts[4].seq)] == positions(facts[:5])
+    assert [raw.seq async for raw in log.scan_to(pattern, last=facts[-1].seq + 1)] == positions(facts)
+    assert [raw.seq async for raw in log.scan_to(pattern, last=facts[0].seq - 1)] == []
+
+
 async def test_a_fact_of_a_newer_version_is_handed_on_without_its_event(log: EventLog, infra_nc: Client, origin: Origin):
     made = envelope(CREATED, origin=origin, source="/tests", id=CAUSE, at=datetime.now(UTC))
     body = json.loads(encode(made)) | {"type": "project.teleported", "dataschema": "urn:trainyard:project.teleported:1"}

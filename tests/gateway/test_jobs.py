@@ -3,8 +3,14 @@
 import pytest
 
 from libs.events import (
+    Claim,
     Event,
     ExampleDeleted,
+    ExportCancelled,
+    ExportCompleted,
+    ExportFailed,
+    ExportProgressed,
+    ExportStarted,
     JobCancelRequested,
     JobCreated,
     PreparationCancelled,
@@ -12,11 +18,18 @@ from libs.events import (
     PreparationFailed,
     PreparationProgressed,
     PreparationStarted,
+    TrainingAttemptLost,
+    TrainingCancelled,
+    TrainingCheckpointed,
+    TrainingCompleted,
+    TrainingFailed,
+    TrainingProgressed,
+    TrainingStarted,
 )
 from services.gateway.domain import example
 from services.gateway.domain.errors import JobEnded, NotFound
 from services.gateway.domain.example import DeleteExample, Example
-from services.gateway.domain.jobs import CancelJob, Status, decide, evolve
+from services.gateway.domain.jobs import CancelJob, Status, decide, evolve, run_id
 from tests.kit.given import given
 
 CREATED = JobCreated(job_id="j", kind="ingest", stages=["preparation"], inputs={})
@@ -26,6 +39,11 @@ COMPLETED = PreparationCompleted(job_id="j", parts=1, rows=1, valid=1)
 FAILED = PreparationFailed(job_id="j", code="internal", message="a bug")
 CANCELLED = PreparationCancelled(job_id="j")
 ASKED = JobCancelRequested(job_id="j")
+EXPORT = JobCreated(job_id="j", kind="export", stages=["export"], inputs={})
+CLAIM = Claim(key="k", sha256="s", size=1)
+TRAINING = TrainingStarted(job_id="j", attempt=1)
+TRAINED = TrainingCompleted(job_id="j", attempt=1, step=9, artifacts={}, steps=CLAIM)
+EXPORTED = ExportCompleted(job_id="j", files=[])
 
 
 @pytest.mark.parametrize(
@@ -40,10 +58,27 @@ ASKED = JobCancelRequested(job_id="j")
         ([CREATED, STARTED, COMPLETED, ASKED], Status.SUCCEEDED),
         ([OF_TWO, STARTED], Status.PREPARING),
         ([OF_TWO, STARTED, COMPLETED], Status.PREPARING),
+        ([OF_TWO, STARTED, FAILED], Status.FAILED),
+        ([OF_TWO, STARTED, COMPLETED, TRAINING], Status.RUNNING),
+        ([OF_TWO, STARTED, COMPLETED, TRAINING, TrainingProgressed(job_id="j", attempt=1, step=3, total_steps=9)], Status.RUNNING),
+        ([OF_TWO, STARTED, COMPLETED, TRAINING, TrainingCheckpointed(job_id="j", attempt=1, step=3, state=CLAIM, steps=CLAIM)], Status.RUNNING),
+        ([OF_TWO, STARTED, COMPLETED, TRAINING, TrainingAttemptLost(job_id="j", attempt=1, cause="killed")], Status.RUNNING),
+        ([OF_TWO, STARTED, COMPLETED, TRAINING, TRAINED], Status.SUCCEEDED),
+        ([OF_TWO, STARTED, COMPLETED, TrainingFailed(job_id="j", code="oom", message="m")], Status.FAILED),
+        ([OF_TWO, STARTED, COMPLETED, ASKED, TrainingCancelled(job_id="j")], Status.CANCELLED),
+        ([EXPORT, ExportStarted(job_id="j")], Status.RUNNING),
+        ([EXPORT, ExportStarted(job_id="j"), ExportProgressed(job_id="j", done=1, total=2)], Status.RUNNING),
+        ([EXPORT, ExportStarted(job_id="j"), EXPORTED], Status.SUCCEEDED),
+        ([EXPORT, ExportFailed(job_id="j", code="x", message="m")], Status.FAILED),
+        ([EXPORT, ExportCancelled(job_id="j")], Status.CANCELLED),
     ],
 )
 def test_a_jobs_status_follows_from_its_story(facts: list[Event], status: Status):
     assert given(evolve, *facts).status is status
+
+
+def test_a_run_has_an_id_of_its_own_that_follows_from_its_jobs():
+    assert run_id("j") == run_id("j") != run_id("k")
 
 
 def test_nothing_moves_a_job_that_has_ended():

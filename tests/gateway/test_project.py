@@ -1,12 +1,51 @@
 """The rules of projects."""
 
+import msgspec
 import pytest
 from hypothesis import given as examples
 from hypothesis import strategies as st
 
-from libs.events import File, JobCancelRequested, JobCreated, ProjectCreated, ProjectDeleted, ProjectFileDeleted, ProjectFilesAdded, ProjectUpdated
-from services.gateway.domain.errors import FileBusy, IdempotencyKeyReused, NotFound, ProjectBusy, ProjectFull
-from services.gateway.domain.project import AddFiles, ChangeProject, Command, CreateProject, DeleteFile, DeleteProject, Project, decide, evolve
+from libs.events import (
+    File,
+    FineTune,
+    JobCancelRequested,
+    JobCreated,
+    ProjectCreated,
+    ProjectDeleted,
+    ProjectFileDeleted,
+    ProjectFilesAdded,
+    ProjectModelResolved,
+    ProjectRunStarted,
+    ProjectUpdated,
+    ProjectWorkStarted,
+)
+from services.gateway.domain.errors import (
+    DomainError,
+    FileBusy,
+    IdempotencyKeyReused,
+    ModelNotResolved,
+    ModelNotUsable,
+    NoSuccessfulRun,
+    NotFound,
+    NoTrainingData,
+    ProjectBusy,
+    ProjectFull,
+    TrainingAlreadyRunning,
+)
+from services.gateway.domain.project import (
+    AddFiles,
+    ChangeProject,
+    Command,
+    CreateProject,
+    DeleteFile,
+    DeleteProject,
+    ExportRun,
+    Project,
+    ResolveModel,
+    StartTraining,
+    decide,
+    evolve,
+)
 from tests.kit.given import given, recorded
 
 CREATE = CreateProject(project_id="p", name="yard", description="", task_type="qa", config={"train_eval_split": 0.8}, request="r1")
@@ -31,6 +70,12 @@ def add(*files: File, limit_mb: int = 1) -> AddFiles:
 
 
 ADDED = ProjectFilesAdded(project_id="p", files=[file("a")])
+INFO = {"valid": True, "warnings": [], "max_position_embeddings": 4096}
+RESOLVE = ResolveModel(project_id="p", base_model_id="some/llama", model_info=INFO, revision="abc")
+RESOLVED = ProjectModelResolved(project_id="p", base_model_id="some/llama", model_info=INFO, revision="abc")
+START = StartTraining(project_id="p", job_id="train-1", method="lora", hyperparams={"lora_r": 8}, request="r")
+STARTED = ProjectRunStarted(project_id="p", job_id="train-1")
+EXPORT = ExportRun(project_id="p", job_id="export-1", request="r")
 
 
 def test_a_project_is_created():
@@ -64,7 +109,18 @@ def test_config_is_merged_not_replaced():
     assert project.config == {"train_eval_split": 0.8, "max_seq_length": 512}
 
 
-@pytest.mark.parametrize("command", [ChangeProject(project_id="p"), DeleteProject(project_id="p"), add(file("a")), DeleteFile(project_id="p", file_id="a")])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ChangeProject(project_id="p"),
+        DeleteProject(project_id="p"),
+        add(file("a")),
+        DeleteFile(project_id="p", file_id="a"),
+        RESOLVE,
+        START,
+        EXPORT,
+    ],
+)
 @pytest.mark.parametrize("history", [(), (CREATED, ProjectDeleted(project_id="p"))], ids=["never there", "deleted"])
 def test_nothing_can_be_done_to_a_project_that_is_not_there(command: Command, history: tuple):
     with pytest.raises(NotFound):
@@ -135,6 +191,143 @@ def test_a_file_that_is_not_there_is_not_deleted():
         decide(given(evolve, CREATED, ADDED), DeleteFile(project_id="p", file_id="b"))
 
 
+def test_a_resolved_model_is_remembered_with_the_commit_it_was_read_at():
+    assert decide(given(evolve, CREATED), RESOLVE) == [RESOLVED]
+
+
+def test_the_same_model_resolved_again_is_no_news_but_another_commit_of_it_is():
+    project = given(evolve, CREATED, RESOLVED)
+
+    assert decide(project, RESOLVE) == []
+    assert len(decide(project, ResolveModel(project_id="p", base_model_id="some/llama", model_info=INFO, revision="abd"))) == 1
+
+
+def test_a_training_is_one_batch_of_the_projects_fact_and_its_job():
+    first, job = decide(given(evolve, CREATED, ADDED, RESOLVED), START)
+
+    assert first == STARTED
+    assert isinstance(job, JobCreated)
+    assert (job.job_id, job.kind, job.stages, job.project_id, job.request) == ("train-1", "train", ["preparation", "training"], "p", "r")
+    assert job.inputs == {"project_id": "p", "sources": [{"job_id": "job-a", "file_id": "a"}]}
+    assert msgspec.convert(job.spec, FineTune) == FineTune(base_model="some/llama", revision="abc", method="lora", lora_r=8, max_seq_length=2048)
+
+
+@pytest.mark.parametrize(("config", "limit", "length"), [(512, 4096, 512), (8192, 4096, 4096), (8192, None, 8192), (10_000_000, None, 1_048_576)])
+def test_rows_are_as_long_as_the_project_wants_and_the_model_can(config: int, limit: int | None, length: int):
+    changed = ProjectUpdated(project_id="p", config={"max_seq_length": config})
+    resolved = ProjectModelResolved(project_id="p", base_model_id="some/llama", model_info={**INFO, "max_position_embeddings": limit})
+
+    _, job = decide(given(evolve, CREATED, changed, ADDED, resolved), START)
+
+    assert isinstance(job, JobCreated)
+    assert job.spec["max_seq_length"] == length
+
+
+def test_a_second_start_is_refused_while_the_first_runs():
+    other = StartTraining(project_id="p", job_id="train-2", method="lora")
+    project = given(evolve, CREATED, ADDED, RESOLVED, STARTED)
+
+    with pytest.raises(TrainingAlreadyRunning) as refusal:
+        decide(project, other)
+
+    assert refusal.value.context == {"job_id": "train-1"}
+    assert decide(ended(project, "train-1"), other)
+
+
+def test_the_same_start_again_starts_nothing_also_when_it_has_ended():
+    project = given(evolve, CREATED, ADDED, RESOLVED, STARTED)
+
+    assert decide(project, START) == []
+    assert decide(ended(project, "train-1"), START) == []
+
+
+def test_a_start_without_a_model_is_refused():
+    with pytest.raises(ModelNotResolved):
+        decide(given(evolve, CREATED, ADDED), START)
+
+
+def test_a_start_on_a_model_that_is_not_valid_is_refused_with_the_reason():
+    info = {"valid": False, "warnings": ["It has no safetensors weights"]}
+    project = given(evolve, CREATED, ADDED, ProjectModelResolved(project_id="p", base_model_id="some/pickle", model_info=info))
+
+    with pytest.raises(ModelNotUsable, match="'some/pickle' can't be fine-tuned: It has no safetensors weights"):
+        decide(project, START)
+
+
+def test_a_start_without_a_file_that_could_hold_a_row_is_refused():
+    empty, barren = given(evolve, CREATED, RESOLVED), msgspec.structs.replace(given(evolve, CREATED, ADDED, RESOLVED), barren_jobs=frozenset({"job-a"}))
+
+    for project in (empty, barren):
+        with pytest.raises(NoTrainingData):
+            decide(project, START)
+
+
+def test_files_without_a_usable_row_are_left_out_of_a_training():
+    two = ProjectFilesAdded(project_id="p", files=[file("a"), file("b")])
+    project = msgspec.structs.replace(given(evolve, CREATED, two, RESOLVED), barren_jobs=frozenset({"job-a"}))
+
+    _, job = decide(project, START)
+
+    assert isinstance(job, JobCreated)
+    assert [source["file_id"] for source in job.inputs["sources"]] == ["b"]
+
+
+def test_a_file_that_a_queued_training_reads_is_not_deleted_but_one_that_came_later_is():
+    later = ProjectFilesAdded(project_id="p", files=[file("b")])
+    project = ended(given(evolve, CREATED, ADDED, RESOLVED, STARTED, later), "job-a", "job-b")
+
+    with pytest.raises(FileBusy) as refusal:
+        decide(project, DeleteFile(project_id="p", file_id="a"))
+    assert refusal.value.context == {"job_ids": ["train-1"]}
+    assert decide(project, DeleteFile(project_id="p", file_id="a", cancel=True))[0] == JobCancelRequested(job_id="train-1", reason="file deleted")
+    assert decide(project, DeleteFile(project_id="p", file_id="b"))
+
+
+def test_a_deleted_project_takes_its_trainings_and_exports_along():
+    exporting = ProjectWorkStarted(project_id="p", job_id="export-1", kind="export")
+    project = ended(given(evolve, CREATED, ADDED, RESOLVED, STARTED, exporting), "job-a")
+
+    with pytest.raises(ProjectBusy):
+        decide(project, DeleteProject(project_id="p"))
+    assert decide(project, DeleteProject(project_id="p", cancel=True)) == [
+        JobCancelRequested(job_id="export-1", reason="project deleted"),
+        JobCancelRequested(job_id="train-1", reason="project deleted"),
+        ProjectDeleted(project_id="p", job_ids=["job-a", "export-1", "train-1"]),
+    ]
+
+
+def test_an_export_is_of_the_latest_run_that_succeeded():
+    project = msgspec.structs.replace(given(evolve, CREATED, ADDED, RESOLVED, STARTED), trained="train-0")
+
+    first, job = decide(project, EXPORT)
+
+    assert first == ProjectWorkStarted(project_id="p", job_id="export-1", kind="export")
+    assert isinstance(job, JobCreated)
+    assert (job.kind, job.stages, job.inputs) == ("export", ["export"], {"project_id": "p", "training_job_id": "train-0"})
+
+
+def test_without_a_successful_run_nothing_is_exported():
+    with pytest.raises(NoSuccessfulRun):
+        decide(given(evolve, CREATED, ADDED, RESOLVED, STARTED), EXPORT)
+
+
+def test_a_run_that_is_being_exported_is_not_exported_twice():
+    other = ExportRun(project_id="p", job_id="export-2")
+    trained = msgspec.structs.replace(given(evolve, CREATED), trained="train-0")
+    (fact,) = recorded([ProjectWorkStarted(project_id="p", job_id="export-1", kind="export")], after=1)
+    exporting = evolve(trained, fact)
+    assert exporting
+
+    assert decide(exporting, other) == []
+    assert exporting.exporting == "export-1"
+    assert decide(ended(exporting, "export-1"), other)
+
+
+def ended(project: Project, *jobs: str) -> Project:
+    """As the view tells it: that a job has ended is no fact of the project."""
+    return msgspec.structs.replace(project, active_jobs=project.active_jobs - {*jobs})
+
+
 names = st.sampled_from(["yard", "shed"])
 ids = st.sampled_from(["a", "b", "c"])
 commands: st.SearchStrategy[Command] = st.one_of(
@@ -142,6 +335,9 @@ commands: st.SearchStrategy[Command] = st.one_of(
     st.builds(lambda id, size: add(file(id, size=size)), ids, st.integers(1, 600_000)),
     st.builds(DeleteFile, project_id=st.just("p"), file_id=ids, cancel=st.booleans()),
     st.builds(DeleteProject, project_id=st.just("p"), cancel=st.booleans()),
+    st.just(RESOLVE),
+    st.builds(StartTraining, project_id=st.just("p"), job_id=st.sampled_from(["train-1", "train-2"]), method=st.just("qlora")),
+    st.builds(ExportRun, project_id=st.just("p"), job_id=st.sampled_from(["export-1", "export-2"])),
 )
 
 
@@ -152,11 +348,11 @@ def test_whatever_is_ordered_the_rules_hold(orders: list[Command]):
     for order in orders:
         try:
             events = decide(project, order)
-        except (NotFound, ProjectBusy, FileBusy, ProjectFull, IdempotencyKeyReused):
+        except DomainError:
             continue
         for fact in recorded(events, after=seq):
             project, seq = evolve(project, fact), fact.seq
         assert project is not None
         assert sum(file.size for file in project.files.values()) <= 1024 * 1024
-        if isinstance(order, (ChangeProject, AddFiles)) and not project.deleted:
+        if isinstance(order, (ChangeProject, AddFiles, ResolveModel, StartTraining, ExportRun)) and not project.deleted:
             assert decide(project, order) == []  # the same again changes nothing

@@ -94,7 +94,7 @@ async def test_from_the_beginning_the_views_become_the_same_bit_for_bit(here: Wo
         again = await replay(here, url)
 
     assert again == grown
-    assert all(grown[table] for table in ("projects", "files", "jobs", "parts", "examples", "example_edits"))
+    assert all(grown[table] for table in ("projects", "files", "jobs", "parts", "examples", "example_edits", "runs", "exports", "objects"))
 
 
 async def test_a_type_that_this_version_does_not_know_passes_by(here: World):

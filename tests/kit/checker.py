@@ -7,14 +7,14 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any
 
-from tests.kit.evidence import Evidence, Fact
+from tests.kit import run_checker as runs
+from tests.kit.evidence import Evidence, Fact, undone
 from tests.kit.record import Op
 
 MB = 1024 * 1024
-ENDS = ("completed", "failed", "cancelled")
+TRACED = ("create", "rename", "delete", "upload", "delete_file", "delete_example", "train")
 
 
 @dataclass(frozen=True)
@@ -57,16 +57,19 @@ def answers_are_true(evidence: Evidence) -> Iterator[str]:
             yield f"refused, but {count} times in the log: {_told(ops)}"
         elif count > 1:
             yield f"{count} times in the log: {_told(ops)}"
+    exported = {fact.data["job_id"] for fact in evidence.facts if fact.type == "job.created" and fact.data["kind"] == "export"}
     for op in evidence.ops:
         for answer in op.odd:
             yield f"an answer that nobody should get: {op}: {answer}"
+        if op.kind == "export" and op.accepted and op.answer["job_id"] not in exported:
+            yield f"accepted, but there is no such export in the log: {op}"
 
 
 def repeats_get_the_same_answer(evidence: Evidence) -> Iterator[str]:
     """An Idempotency-Key stands for one answer, whichever gateway gives it; of several who delete the same thing one succeeds."""
     for (kind, _), ops in _together(evidence.ops).items():
         accepted = [op for op in ops if op.accepted]
-        if kind in ("create", "upload"):
+        if kind in ("create", "upload", "train"):
             if len({_essence(op.answer) for op in accepted}) > 1:
                 yield f"different answers to the same request: {[op.answer for op in accepted]}"
         elif kind.startswith("delete") and len(accepted) > 1:
@@ -87,12 +90,12 @@ def versions_are_true(evidence: Evidence) -> Iterator[str]:
 
 
 def missing_things_were_deleted(evidence: Evidence) -> Iterator[str]:
-    """A 404 about a thing that once was there is true only once somebody deleted it."""
+    """A 404 about a thing that once was there is true only once somebody deleted it. An export is never found before a run succeeded."""
     gone = {fact.data["project_id"] for fact in evidence.facts if fact.type == "project.deleted"}
     gone |= {fact.data["file_id"] for fact in evidence.facts if fact.type == "project.file_deleted"}
     gone |= {fact.data["example_id"] for fact in evidence.facts if fact.type == "example.deleted"}
     for op in evidence.ops:
-        if op.status == 404 and not any(part in gone for part in op.path.split("?")[0].split("/")):
+        if op.status == 404 and op.kind != "export" and not any(part in gone for part in op.path.split("?")[0].split("/")):
             yield f"not found, but nobody deleted it: {op}"
 
 
@@ -110,7 +113,7 @@ def nothing_comes_from_nowhere(evidence: Evidence) -> Iterator[str]:
 
 def _traces(facts: list[Fact]) -> dict[str, Counter[str]]:
     """How often the facts say that something was done, by kind and token of the commands."""
-    there: dict[str, Counter[str]] = {kind: Counter() for kind in ("create", "rename", "delete", "upload", "delete_file", "delete_example")}
+    there: dict[str, Counter[str]] = {kind: Counter() for kind in TRACED}
     for fact in facts:
         match fact.type:
             case "project.created":
@@ -125,6 +128,8 @@ def _traces(facts: list[Fact]) -> dict[str, Counter[str]]:
                 there["delete_file"][fact.data["file_id"]] += 1
             case "example.deleted":
                 there["delete_example"][fact.data["example_id"]] += 1
+            case "job.created" if fact.data["kind"] == "train":
+                there["train"][str(fact.data["spec"].get("seed"))] += 1
             case _:
                 continue
     return there
@@ -134,7 +139,7 @@ def _together(ops: list[Op]) -> dict[tuple[str, str], list[Op]]:
     """Those that stand for the same thing to be done. A cancel leaves the choice of its fact to others."""
     groups: dict[tuple[str, str], list[Op]] = defaultdict(list)
     for op in ops:
-        if op.kind in ("create", "rename", "delete", "upload", "delete_file", "delete_example"):
+        if op.kind in TRACED:
             groups[op.kind, op.token].append(op)
     return groups
 
@@ -145,6 +150,8 @@ def _told(ops: list[Op]) -> str:
 
 def _essence(answer: Any) -> str:
     """What a repeat may not change; what others did meanwhile may show."""
+    if "run_id" in answer:
+        return json.dumps([answer["job_id"], answer["run_id"]])
     if "files" in answer:
         return json.dumps([(file["id"], file["job_id"], file["size_bytes"]) for file in answer["files"]])
     return json.dumps([answer["id"], answer["name"], answer["config"], answer["created_at"]])
@@ -194,11 +201,11 @@ def views_can_be_built_again(evidence: Evidence) -> Iterator[str]:
 
 
 def views_tell_what_happened(evidence: Evidence) -> Iterator[str]:
-    """Projects, files and jobs are what a second, independent fold of the facts says."""
+    """Projects, files, jobs, runs and exports are what a second, independent fold of the facts says."""
     told = _Fold()
     for fact in evidence.facts:
         told.take(fact)
-    for table, expected in (("projects", told.projects), ("files", told.files), ("jobs", told.jobs)):
+    for table, expected in told.tables.items():
         seen = {row["id"]: row for row in evidence.rows[table]}
         for id in expected.keys() | seen.keys():
             if id not in seen or id not in expected:
@@ -211,12 +218,18 @@ def views_tell_what_happened(evidence: Evidence) -> Iterator[str]:
 
 
 class _Fold:
-    """Column by column what the three tables must show, from the facts' JSON."""
+    """Column by column what the tables must show, from the facts' JSON."""
 
     def __init__(self) -> None:
         self.projects: dict[str, dict[str, Any]] = {}
         self.files: dict[str, dict[str, Any]] = {}
         self.jobs: dict[str, dict[str, Any]] = {}
+        self.runs: dict[str, dict[str, Any]] = {}
+        self.exports: dict[str, dict[str, Any]] = {}
+
+    @property
+    def tables(self) -> dict[str, dict[str, dict[str, Any]]]:
+        return {"projects": self.projects, "files": self.files, "jobs": self.jobs, "runs": self.runs, "exports": self.exports}
 
     def take(self, fact: Fact) -> None:
         match fact.category:
@@ -224,8 +237,9 @@ class _Fold:
                 self._project(fact, fact.data)
             case "job":
                 self._job(fact, fact.data)
-            case "preparation":
+            case "preparation" | "training" | "export":
                 self._stage(fact, fact.data)
+                self._outcome(fact, fact.data)
             case _:
                 return
 
@@ -246,7 +260,9 @@ class _Fold:
                 self.files.pop(data["file_id"], None)
             case "project.deleted":
                 self.projects.pop(id, None)
-                self.files = {key: file for key, file in self.files.items() if file["project_id"] != id}
+                for table in (self.files, self.runs, self.exports):
+                    for key in [key for key, row in table.items() if row["project_id"] == id]:
+                        del table[key]
         if id in self.projects:
             self.projects[id] |= {"updated_at": fact.at, "version": fact.seq}
 
@@ -263,22 +279,59 @@ class _Fold:
                 "started_at": None,
                 "finished_at": None,
             }
+            self._new(fact, data)
         else:
             self.jobs[data["job_id"]]["cancel_requested"] = True
         self.jobs[data["job_id"]]["version"] = fact.seq
 
+    def _new(self, fact: Fact, data: dict[str, Any]) -> None:
+        common = {"tenant": fact.tenant, "project_id": data.get("project_id"), "created_at": fact.at}
+        if data["kind"] == "train":
+            none = {"attempt": 0, "device": "", "step": 0, "total_steps": 0, "checkpoint_step": 0, "snapshot": None, "steps": None, "artifacts": {}}
+            self.runs[data["job_id"]] = {**common, **none, "spec": data["spec"], "method": data["spec"]["method"], "started_at": None}
+        elif data["kind"] == "export":
+            self.exports[data["job_id"]] = {**common, "training_job_id": data["inputs"]["training_job_id"], "files": None}
+
     def _stage(self, fact: Fact, data: dict[str, Any]) -> None:
         job = self.jobs[data["job_id"]]
+        last = job["stages"][-1] == fact.stage
         match fact.type.partition(".")[2]:
             case "started":
-                job |= {"status": "running", "started_at": fact.at}
+                job["status"] = "running" if last else "preparing"
+                job["started_at"] = job["started_at"] or fact.at
+            case "completed" if last:
+                job |= {"status": "succeeded", "progress": 100, "finished_at": fact.at}
             case "completed":
-                result = {"rows": data["rows"], "valid": data["valid"], "refused": data.get("refused", {})}
-                job |= {"status": "succeeded", "progress": 100, "result": result, "finished_at": fact.at}
+                job["status"] = "preparing"
             case "failed":
                 job |= {"status": "failed", "error": data["message"], "finished_at": fact.at}
             case "cancelled":
                 job |= {"status": "cancelled", "finished_at": fact.at}
+
+    def _outcome(self, fact: Fact, data: dict[str, Any]) -> None:
+        """What each kind of job has to show for itself; of a job whose project was deleted nothing is kept."""
+        job, run, export = self.jobs[data["job_id"]], self.runs.get(data["job_id"], {}), self.exports.get(data["job_id"], {})
+        match fact.type:
+            case "preparation.completed" if data.get("snapshot"):
+                run["snapshot"] = data["snapshot"]
+            case "preparation.completed":
+                job["result"] = {"rows": data["rows"], "valid": data["valid"], "refused": data.get("refused", {})}
+            case "training.started":
+                run |= {"attempt": data["attempt"], "device": data.get("device", ""), "started_at": run.get("started_at") or fact.at}
+            case "training.progress":
+                run |= {"step": data["step"], "total_steps": data["total_steps"]}
+            case "training.checkpointed":
+                run |= {"checkpoint_step": data["step"], "steps": data["steps"]}
+            case "training.completed":
+                run |= {"step": data["step"], "steps": data["steps"], "artifacts": data["artifacts"]}
+                job.pop("result")  # whose words are the gateway's
+            case "training.failed" | "training.cancelled" if data.get("steps"):
+                run["steps"] = data["steps"]
+            case "export.completed":
+                export["files"] = data["files"]
+                job.pop("result")
+            case _:
+                return
 
 
 # 3. Every job ends, once, and by whoever holds the baton
@@ -301,10 +354,10 @@ def jobs_end_once(evidence: Evidence) -> Iterator[str]:
             yield f"fact {fact.seq} {fact.type} comes after the end of job {job}, {ended[job].type} at {ended[job].seq}"
         elif fact.stage != stages[job][turn[job]]:
             yield f"fact {fact.seq} {fact.type}: the baton of job {job} is with {stages[job][turn[job]]}"
-        elif (name := fact.type.partition(".")[2]) in ENDS:
+        elif runs.ends(fact, stages[job]):
+            ended[job] = fact
+        elif fact.type.endswith(".completed"):
             turn[job] += 1
-            if name != "completed" or turn[job] == len(stages[job]):
-                ended[job] = fact
     yield from (f"job {job} never ended" for job in stages.keys() - ended.keys())
 
 
@@ -366,22 +419,35 @@ def nothing_happens_to_what_is_gone(evidence: Evidence) -> Iterator[str]:
 
 
 def files_and_jobs_come_together(evidence: Evidence) -> Iterator[str]:
-    """Every job.created stands in the same batch as its project.files_added, right behind it, and every file with a job has it there."""
+    """Every job.created stands in the same batch as what its project says of it, right behind it: its file, its run, or other work on it."""
     at = {fact.seq: fact for fact in evidence.facts}
     expected: set[int] = set()
     for fact in evidence.facts:
-        if fact.type != "project.files_added":
-            continue
-        for n, file in enumerate((file for file in fact.data["files"] if file.get("job_id")), 1):
-            job = at.get(fact.seq + n)
+        for n, (job, kind, file) in enumerate(_jobs_announced(fact), 1):
+            created = at.get(fact.seq + n)
             expected.add(fact.seq + n)
-            if job is None or job.type != "job.created" or job.data["job_id"] != file["job_id"] or job.correlation != fact.correlation:
-                yield f"fact {fact.seq} adds file {file['file_id']}, but the job that reads it is not in its batch"
-            elif job.data["inputs"].get("file") != file or job.data["project_id"] != fact.data["project_id"]:
-                yield f"fact {job.seq}: the job reads something else than file {file['file_id']}"
+            if created is None or created.type != "job.created" or created.data["job_id"] != job or created.correlation != fact.correlation:
+                yield f"fact {fact.seq} {fact.type} announces job {job}, which is not in its batch"
+            elif (created.data["kind"], created.data["project_id"]) != (kind, fact.data["project_id"]):
+                yield f"fact {created.seq}: job {job} is of another kind or project than fact {fact.seq} {fact.type} says"
+            elif created.data["inputs"].get("file") != file:
+                yield f"fact {created.seq}: the job reads something else than its file {file}"
     for fact in evidence.facts:
         if fact.type == "job.created" and fact.seq not in expected:
-            yield f"fact {fact.seq}: job {fact.data['job_id']} was created without its file"
+            yield f"fact {fact.seq}: job {fact.data['job_id']} was created, but its project doesn't know of it"
+
+
+def _jobs_announced(fact: Fact) -> list[tuple[str, str, dict[str, Any] | None]]:
+    """(job, kind, the file that it reads)."""
+    match fact.type:
+        case "project.files_added":
+            return [(file["job_id"], "ingest", file) for file in fact.data["files"] if file.get("job_id")]
+        case "project.run_started":
+            return [(fact.data["job_id"], "train", None)]
+        case "project.work_started":
+            return [(fact.data["job_id"], fact.data["kind"], None)]
+        case _:
+            return []
 
 
 # 5. What facts refer to is there, and all of it
@@ -398,7 +464,7 @@ def objects_are_there(evidence: Evidence) -> Iterator[str]:
 
 
 def parts_are_whole(evidence: Evidence) -> Iterator[str]:
-    """The parts of a completed job are numbered without gaps, hold the rows they promise, and add up; no row of the file is missing or there twice."""
+    """The parts of a completed ingest are numbered without gaps, hold the rows they promise, and add up; no row of the file is missing or there twice."""
     referred = _referred(evidence.facts)
     loaded: dict[str, Counter[str]] = defaultdict(Counter)
     for row in evidence.rows["examples"]:
@@ -409,7 +475,7 @@ def parts_are_whole(evidence: Evidence) -> Iterator[str]:
         if fact.type == "preparation.produced":
             parts[fact.data["job_id"]].append(fact)
     for fact in evidence.facts:
-        if fact.type == "preparation.completed":
+        if fact.type == "preparation.completed" and created[fact.data["job_id"]].data["kind"] == "ingest":
             job = fact.data["job_id"]
             yield from (f"job {job}: {what}" for what in _wrong_with(parts[job], fact.data))
             if created[job].data["inputs"]["file"]["key"] in referred:
@@ -428,7 +494,7 @@ def _wrong_with(parts: list[Fact], completed: dict[str, Any]) -> Iterator[str]:
 
 
 def _missing_rows(evidence: Evidence, parts: list[Fact], created: Fact, loaded: Counter[str]) -> Iterator[str]:
-    lines = [_lines(evidence, part.data["content"]["key"]) for part in parts]
+    lines = [evidence.lines(part.data["content"]["key"]) for part in parts]
     for part, found in zip(parts, lines, strict=True):
         if len(found) != part.data["rows"] or sum(line["valid"] for line in found) != part.data["valid"]:
             yield f"part {part.data['part']} holds {len(found)} rows, {part.data['rows']} were promised"
@@ -458,34 +524,24 @@ def examples_belong_to_files(evidence: Evidence) -> Iterator[str]:
 
 
 def _referred(facts: list[Fact]) -> dict[str, tuple[str, int]]:
-    """Key -> (sha256, size) of everything that must be in the store when all of these facts have happened."""
+    """Key -> (sha256, size) of everything that must be in the store when all of these facts have happened: nothing of deleted files and projects."""
     there: dict[str, dict[str, tuple[str, int]]] = defaultdict(dict)
+    for fact in facts:
+        for _, claim in runs.claims(fact.data):
+            there[claim.get("file_id") or fact.data["job_id"]][claim["key"]] = (claim["sha256"], claim["size"])
+    dead = {fact.data["project_id"] for fact in facts if fact.type == "project.deleted"}
     gone: set[str] = set()
     for fact in facts:
         match fact.type:
-            case "project.files_added":
-                for file in fact.data["files"]:
-                    there[file["file_id"]][file["key"]] = (file["sha256"], file["size"])
-            case "preparation.produced":
-                content = fact.data["content"]
-                there[fact.data["job_id"]][content["key"]] = (content["sha256"], content["size"])
             case "project.file_deleted":
                 gone |= {fact.data["file_id"], fact.data.get("job_id", "")}
+            case "project.files_added" if fact.data["project_id"] in dead:
+                gone |= {file["file_id"] for file in fact.data["files"]}
+            case "job.created" if fact.data.get("project_id") in dead:
+                gone.add(fact.data["job_id"])
             case _:
                 continue
-    dead = {fact.data["project_id"] for fact in facts if fact.type == "project.deleted"}
-    for fact in facts:
-        if fact.type == "project.files_added" and fact.data["project_id"] in dead:
-            gone |= {owner for file in fact.data["files"] for owner in (file["file_id"], file["job_id"])}
     return {key: claim for owner, claims in there.items() if owner not in gone for key, claim in claims.items()}
-
-
-def _lines(evidence: Evidence, key: str) -> list[dict[str, Any]]:
-    """None of an object that isn't there or is damaged: that is another invariant's business."""
-    stored = evidence.objects.get(key)
-    if stored is None or sha256(stored.content).hexdigest() != key.rsplit("/", 1)[1]:
-        return []
-    return [json.loads(line) for line in stored.content.splitlines()]
 
 
 # 8. Nothing is left over
@@ -509,7 +565,7 @@ def the_log_is_one(evidence: Evidence) -> Iterator[str]:
 
 
 def nothing_is_left_over(evidence: Evidence) -> Iterator[str]:
-    """No object that nothing refers to (once swept), no temporary file, no lease of the dead, no consumer that nobody reads."""
+    """No object that nothing refers to (once swept), no temporary file, no lease of the dead or of an ended run, no consumer that nobody reads, no child."""
     referred = _referred(evidence.facts)
     yield from (f"object {key} belongs to nothing" for key in evidence.objects.keys() - referred.keys())
     yield from (f"file {path} is left over" for path in evidence.litter)
@@ -517,13 +573,13 @@ def nothing_is_left_over(evidence: Evidence) -> Iterator[str]:
         if lease.valid and int(lease.holder.rsplit("-", 2)[1]) not in evidence.alive:
             yield f"the lease '{lease.name}' is held by {lease.holder}, who is dead"
     followers = [consumer for consumer in evidence.consumers if not consumer["config"].get("durable_name")]
-    if len(followers) > 1:
-        yield f"{len(followers)} consumers follow the log, one projector does"
-    yield from (
-        f"{consumer['name']} has not done {consumer['num_pending']} + {consumer['num_ack_pending']} facts"
-        for consumer in evidence.consumers
-        if consumer["config"].get("durable_name") and consumer["num_pending"] + consumer["num_ack_pending"]
-    )
+    if len(followers) > evidence.followers:
+        yield f"{len(followers)} consumers follow the log, {evidence.followers} processes do"
+    for consumer in (*evidence.consumers, *evidence.workers):
+        if consumer["config"].get("durable_name") and (work := undone(consumer)):
+            yield f"{consumer['name']} has not done {work}"
+    yield from (f"the lease {lease} waits for nobody" for lease in evidence.work)
+    yield from (f"still training: {process}" for process in evidence.trainers)
 
 
 INVARIANTS: tuple[Invariant, ...] = (
@@ -538,11 +594,19 @@ INVARIANTS: tuple[Invariant, ...] = (
     jobs_end_once,
     cancels_are_kept,
     projects_stay_within_their_limit,
+    runs.one_run_at_a_time,
     nothing_happens_to_what_is_gone,
     files_and_jobs_come_together,
     objects_are_there,
     parts_are_whole,
     examples_belong_to_files,
+    runs.snapshots_are_the_rows,
+    runs.attempts_follow_each_other,
+    runs.attempts_go_on_from_checkpoints,
+    runs.steps_join,
+    runs.progress_is_of_the_steps,
+    runs.objects_lie_where_nobody_else_writes,
+    runs.exports_are_whole,
     the_log_is_one,
     nothing_is_left_over,
 )

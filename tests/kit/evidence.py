@@ -21,6 +21,7 @@ from services.gateway.loader import load_next
 from services.gateway.views.database import connection, create_views, pool
 from services.gateway.views.runner import apply
 from services.gateway.views.schema import views
+from tests.kit.processes import still_training
 from tests.kit.record import Op
 
 STAGES = ("preparation", "training", "export")
@@ -96,15 +97,31 @@ class Evidence:
     """The live views' rows as values, without the contents of examples."""
     objects: dict[str, Stored]
     consumers: list[dict[str, Any]]
+    """Of the log."""
+    workers: list[dict[str, Any]]
+    """Consumers of WORK."""
+    work: list[str]
+    """Subjects of the leases that still lie in WORK."""
+    trainers: list[str]
+    """Processes in which a run is trained."""
     leases: list[Lease]
     alive: set[int]
     litter: list[str]
     """Files that no server of ours keeps on purpose."""
+    followers: int = 1
+    """Processes that follow the log on their own: the projector, and the scheduler of each training service."""
     ops: list[Op] = field(default_factory=list)
     limit_mb: int = 500
 
+    def lines(self, key: str) -> list[dict[str, Any]]:
+        """None of an object that isn't there or is damaged: that is another invariant's business."""
+        stored = self.objects.get(key)
+        if stored is None or stored.sha256 != key.rsplit("/", 1)[1]:
+            return []
+        return [json.loads(line) for line in stored.content.splitlines()]
 
-async def collect(servers: Servers, ops: Sequence[Op] = (), *, limit_mb: int = 500) -> Evidence:
+
+async def collect(servers: Servers, ops: Sequence[Op] = (), *, limit_mb: int = 500, followers: int = 1) -> Evidence:
     """To be called when everything has come to rest: reads change nothing but a scratch schema that is gone afterwards."""
     settings = load(Gateway, servers.environ("gateway", port=1))
     storage = Storage(settings)
@@ -130,10 +147,14 @@ async def collect(servers: Servers, ops: Sequence[Op] = (), *, limit_mb: int = 5
                 rebuild_failed=rebuild_failed,
                 rows={table.name: await _values(database, table.name) for table in views.sorted_tables},
                 objects=await _objects(storage),
-                consumers=await _consumers(nc),
+                consumers=await consumers(nc, "EV"),
+                workers=await consumers(nc, "WORK"),
+                work=await leases_left(nc),
+                trainers=still_training(servers.home.path),
                 leases=[Lease(**row) for row in await database.fetch("select name, holder, until > clock_timestamp() as valid from leases")],
                 alive={pid for pid in servers.home.pids.values() if pid},
                 litter=litter(servers.home.path, servers.store.root),
+                followers=followers,
                 ops=list(ops),
                 limit_mb=limit_mb,
             )
@@ -160,10 +181,11 @@ def fact_of(raw: RawFact) -> Fact:
 
 
 def litter(home: Path, store: Path) -> list[str]:
-    """Drafts of files that should have been renamed or removed, and uploads that were cut off."""
+    """Drafts of files that should have been renamed or removed, uploads that were cut off, folders of runs that are over."""
     drafts = [path for path in home.glob("**/*.draft") if path.is_file()]
     partial = [path for path in store.glob("**/*") if path.is_file() and (path.suffix == ".partial" or path.name.startswith("."))]
-    return [str(path.relative_to(home)) for path in (*drafts, *partial)]
+    runs = [path for path in home.glob("runs/*/*") if path.name != "lock"]
+    return [str(path.relative_to(home)) for path in (*drafts, *partial, *runs)]
 
 
 async def _rebuilt(url: str, raw: list[RawFact], storage: Storage) -> tuple[dict[str, dict[str, str]], str]:
@@ -217,6 +239,17 @@ async def _objects(storage: Storage) -> dict[str, Stored]:
     return {stored.key: stored for stored in await asyncio.gather(*map(read, keys))}
 
 
-async def _consumers(nc: Client) -> list[dict[str, Any]]:
-    answer = json.loads((await nc.request("$JS.API.CONSUMER.LIST.EV", b"{}", timeout=5)).data)
+async def consumers(nc: Client, stream: str) -> list[dict[str, Any]]:
+    answer = json.loads((await nc.request(f"$JS.API.CONSUMER.LIST.{stream}", b"{}", timeout=5)).data)
     return answer.get("consumers") or []
+
+
+async def leases_left(nc: Client) -> list[str]:
+    """Subjects of all messages in WORK."""
+    answer = json.loads((await nc.request("$JS.API.STREAM.INFO.WORK", b'{"subjects_filter": ">"}', timeout=5)).data)
+    return sorted(answer["state"].get("subjects") or {})
+
+
+def undone(consumer: dict[str, Any]) -> int:
+    """What it has not heard yet, and what it has not acknowledged."""
+    return consumer["num_pending"] + consumer["num_ack_pending"]

@@ -8,8 +8,15 @@ from collections.abc import AsyncIterator
 import msgspec
 
 from libs.events import (
+    Claim,
     Event,
     ExampleDeleted,
+    ExportCancelled,
+    ExportCompleted,
+    ExportedFile,
+    ExportFailed,
+    ExportProgressed,
+    ExportStarted,
     File,
     JobCancelRequested,
     JobCreated,
@@ -23,7 +30,20 @@ from libs.events import (
     ProjectDeleted,
     ProjectFileDeleted,
     ProjectFilesAdded,
+    ProjectModelResolved,
+    ProjectRunStarted,
     ProjectUpdated,
+    ProjectWorkStarted,
+    TrainingAttemptLost,
+    TrainingBatchReduced,
+    TrainingCancelled,
+    TrainingCheckpointed,
+    TrainingCompleted,
+    TrainingEvaluated,
+    TrainingFailed,
+    TrainingProgressed,
+    TrainingSampled,
+    TrainingStarted,
     address,
 )
 from libs.events.log import EventLog, Write
@@ -78,8 +98,18 @@ async def _life(rng: random.Random, storage: Storage) -> AsyncIterator[list[Even
             yield [ProjectFileDeleted(project_id=project, file_id=gone.file_id, key=gone.key, job_id=gone.job_id)]
         if files and rng.random() < 0.5:
             yield [ExampleDeleted(project_id=project, example_id=_row_id(rng.choice(files).job_id, rng.randrange(5)))]
+    works: list[str] = []
+    for _ in range(rng.randrange(3)):
+        yield [ProjectModelResolved(project_id=project, base_model_id=f"some/llama-{rng.randrange(3)}", model_info={"valid": True}, revision="abc")]
+        works.append(_id(rng))
+        async for events in _training(rng, storage, project, works[-1]):
+            yield events
+        if rng.random() < 0.6:
+            works.append(_id(rng))
+            async for events in _exporting(rng, storage, project, works[-1], of=works[-2]):
+                yield events
     if rng.random() < 0.25:
-        yield [ProjectDeleted(project_id=project, job_ids=[file.job_id for file in files])]
+        yield [ProjectDeleted(project_id=project, job_ids=[*(file.job_id for file in files), *works])]
 
 
 async def _reading(rng: random.Random, storage: Storage, file: File) -> AsyncIterator[list[Event]]:
@@ -97,6 +127,68 @@ async def _reading(rng: random.Random, storage: Storage, file: File) -> AsyncIte
         yield [PreparationFailed(job_id=file.job_id, code="x", message="it's damaged")]
     elif ending == 2:
         yield [PreparationCompleted(job_id=file.job_id, parts=2, rows=10, valid=8, refused={"json_invalid": 2})]
+
+
+async def _training(rng: random.Random, storage: Storage, project: str, job: str) -> AsyncIterator[list[Event]]:
+    """Attempts are lost and taken up again; the ends are all that there are."""
+
+    async def stored(attempt: int) -> Claim:
+        return await storage.put(f"local/{job}/{attempt}", rng.randbytes(20))
+
+    spec = {"base_model": "some/llama", "method": rng.choice(["lora", "qlora"]), "smoke": rng.random() < 0.5}
+    created = JobCreated(job_id=job, kind="train", stages=["preparation", "training"], project_id=project, inputs={"sources": []}, spec=spec)
+    yield [ProjectRunStarted(project_id=project, job_id=job), created]
+    if rng.random() < 0.1:
+        yield [JobCancelRequested(job_id=job)]
+        yield [TrainingCancelled(job_id=job)]
+        return
+    yield [PreparationStarted(job_id=job)]
+    if rng.random() < 0.1:
+        yield [PreparationFailed(job_id=job, code="no_examples", message="no row is usable")]
+        return
+    snapshot = await storage.put(f"local/{job}", rng.randbytes(20))
+    yield [PreparationCompleted(job_id=job, parts=0, rows=9, valid=9, snapshot=snapshot, position=7, splits={"train": 8, "eval": 1})]
+    step, attempt = 0, rng.randrange(2, 4)
+    for lost in range(1, attempt):
+        yield [TrainingStarted(job_id=job, attempt=lost, worker="w", device="cpu", resumed_from=step)]
+        yield [TrainingEvaluated(job_id=job, attempt=lost, step=step, metrics={"eval_loss": rng.random(), "perplexity": None}, nonfinite={"perplexity": "inf"})]
+        for _ in range(rng.randrange(3)):
+            step += rng.randrange(1, 5)
+            metrics: dict[str, float | None] = {"train_loss": rng.random(), "learning_rate": 1e-4}
+            yield [TrainingProgressed(job_id=job, attempt=lost, step=step, total_steps=20, epoch=step / 8, metrics=metrics)]
+            yield [TrainingSampled(job_id=job, attempt=lost, step=step, samples=[{"prompt": "é", "completion": "𝄞"}])]
+            yield [TrainingCheckpointed(job_id=job, attempt=lost, step=step, state=await stored(lost), steps=await stored(lost))]
+        yield [TrainingBatchReduced(job_id=job, attempt=lost, step=step, micro_tokens=512)]
+        yield [TrainingAttemptLost(job_id=job, attempt=lost, cause="killed", message="signal 9")]
+    yield [TrainingStarted(job_id=job, attempt=attempt, worker="w", device="cpu", resumed_from=step)]
+    match rng.randrange(4):
+        case 0:
+            yield [JobCancelRequested(job_id=job)]
+            yield [TrainingCancelled(job_id=job, attempt=attempt, step=step, steps=await stored(attempt))]
+        case 1:
+            yield [TrainingFailed(job_id=job, code="diverged", message="the loss is no number", attempt=attempt, step=step, steps=await stored(attempt))]
+        case 2:
+            artifacts = {"adapter_model.safetensors": await stored(attempt), "adapter_config.json": await stored(attempt)}
+            summary = {"hardware": "cpu", "seconds": 1.5}
+            steps = await stored(attempt)
+            yield [TrainingCompleted(job_id=job, attempt=attempt, step=step, artifacts=artifacts, steps=steps, metrics={"train_loss": 0.3}, summary=summary)]
+
+
+async def _exporting(rng: random.Random, storage: Storage, project: str, job: str, *, of: str) -> AsyncIterator[list[Event]]:
+    inputs = {"project_id": project, "training_job_id": of}
+    created = JobCreated(job_id=job, kind="export", stages=["export"], project_id=project, inputs=inputs)
+    yield [ProjectWorkStarted(project_id=project, job_id=job, kind="export"), created]
+    yield [ExportStarted(job_id=job)]
+    yield [ExportProgressed(job_id=job, done=1, total=3, doing="copying")]
+    match rng.randrange(4):
+        case 0:
+            yield [JobCancelRequested(job_id=job)]
+            yield [ExportCancelled(job_id=job)]
+        case 1:
+            yield [ExportFailed(job_id=job, code="unverifiable", message="a key doesn't fit")]
+        case 2:
+            content = await storage.put(f"local/{job}", rng.randbytes(20))
+            yield [ExportCompleted(job_id=job, files=[ExportedFile(name="report.md", content=content, crc32=rng.getrandbits(32))])]
 
 
 def _line(job: str, row: int) -> bytes:

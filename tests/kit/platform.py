@@ -1,14 +1,10 @@
-"""The whole platform as real processes of its own, any of which may be killed: servers, two gateways, the data set service."""
+"""The whole platform as real processes of its own, any of which may be killed: servers, gateways, and as many of the other services as a test needs."""
 
 import asyncio
 import itertools
-import json
-import os
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
-from typing import Any
 
 import asyncpg
 import httpx
@@ -21,6 +17,9 @@ from libs.events.log import EventLog
 from libs.runtime import bus
 from libs.storage import Storage
 from tests.kit.eventually import eventually
+from tests.kit.evidence import Evidence, collect, consumers, leases_left, undone
+from tests.kit.processes import still_training
+from tests.kit.record import Op
 from tests.kit.servers import fresh_home
 
 SOON = 1 / 3600
@@ -28,16 +27,18 @@ SOON = 1 / 3600
 
 
 class Platform:
-    def __init__(self, servers: Servers, *, gateways: int, datasets: int, environ: Mapping[str, str]) -> None:
+    def __init__(self, servers: Servers, *, gateways: int, datasets: int, training: int, export: int, environ: Mapping[str, str]) -> None:
         self.servers = servers
         self._environ = environ
         self._extra = itertools.count(1)
         self.gateways = [self._service("gateway", n) for n in range(gateways)]
         self.datasets = [self._service("datasets", n) for n in range(datasets)]
+        self.training = [self._service("training", n) for n in range(training)]
+        self.export = [self._service("export", n) for n in range(export)]
 
     @property
     def services(self) -> list[Process]:
-        return [*self.gateways, *self.datasets]
+        return [*self.gateways, *self.datasets, *self.training, *self.export]
 
     @property
     def processes(self) -> list[Process]:
@@ -110,12 +111,24 @@ class Platform:
                 return f"{pending} parts wait to be loaded"
             if dead := await self.leases_of_the_dead():
                 return f"leases of the dead: {dead}"
-            consumers: list[dict[str, Any]] = json.loads((await nc.request("$JS.API.CONSUMER.LIST.EV", b"{}", timeout=5)).data).get("consumers") or []
-        busy = {consumer["name"]: consumer["num_pending"] + consumer["num_ack_pending"] for consumer in consumers if consumer["config"].get("durable_name")}
-        followers = [consumer for consumer in consumers if not consumer["config"].get("durable_name")]
-        if any(busy.values()) or len(followers) != 1:
+            facts, leases, held = await consumers(nc, "EV"), await consumers(nc, "WORK"), await leases_left(nc)
+        busy = {found["name"]: work for found in (*facts, *leases) if found["config"].get("durable_name") and (work := undone(found))}
+        followers = [found for found in facts if not found["config"].get("durable_name")]
+        if busy or len(followers) != self.followers:
             return f"consumers with work to do: {busy}, {len(followers)} followers of the log: {[(f['created'], f.get('push_bound')) for f in followers]}"
+        if held:
+            return f"leases of runs are left: {held}"
+        if training := still_training(self.servers.home.path):
+            return f"a run is still trained: {training}"
         return ""
+
+    @property
+    def followers(self) -> int:
+        """Who follows the log without a durable: the projector, and each training service's scheduler."""
+        return 1 + len(self.training)
+
+    async def collect(self, ops: Sequence[Op] = (), *, limit_mb: int = 500) -> Evidence:
+        return await collect(self.servers, ops, limit_mb=limit_mb, followers=self.followers)
 
     async def sweep(self) -> None:
         """One more gateway, for whom objects grow old within a second, removes what nothing refers to; then it goes."""
@@ -141,14 +154,18 @@ class Platform:
         return not await self.unreferenced()
 
     async def unreferenced(self) -> set[str]:
-        """Keys of objects that no row of the views names."""
+        """Keys of objects that nothing in the views names that is still there."""
         storage = Storage(load(Gateway, self.servers.environ("gateway", port=1)))
         try:
             keys = {key for key, _ in await storage.keys(most=1_000_000)}
         finally:
             storage.close()
         async with self.database() as session:
-            return keys - {row["key"] for row in await session.fetch("select key from files union select key from parts")}
+            known = await session.fetch(
+                """select key from files union select key from parts
+                    union select o.id from objects o join jobs j on j.id = o.job_id join projects p on p.id = j.project_id"""
+            )
+        return keys - {row["key"] for row in known}
 
     def _service(self, name: str, n: int, environ: Mapping[str, str] | None = None) -> Process:
         label = f"{name}-{n + 1}" if n else name
@@ -161,43 +178,14 @@ def url(gateway: Process) -> str:
 
 
 @contextmanager
-def platform(*, gateways: int = 2, datasets: int = 1, environ: Mapping[str, str] | None = None) -> Iterator[Platform]:
+def platform(*, gateways: int = 2, datasets: int = 1, training: int = 0, export: int = 0, environ: Mapping[str, str] | None = None) -> Iterator[Platform]:
     with fresh_home() as home, Servers(home, Settings(port=0)) as servers:
-        made = Platform(servers, gateways=gateways, datasets=datasets, environ={"TRAINYARD_LOG_LEVEL": "warning", **(environ or {})})
+        numbers = {"gateways": gateways, "datasets": datasets, "training": training, "export": export}
+        made = Platform(servers, **numbers, environ={"TRAINYARD_LOG_LEVEL": "warning", **(environ or {})})
         for service in made.services:
             service.spawn()
         wait_ready(made.services)
         yield made
-
-
-def backends(postmaster: int) -> list[int]:
-    """Processes in which PostgreSQL serves somebody."""
-    return [pid for pid, command in children(postmaster) if b"trainyard trainyard" in command]
-
-
-def children(parent: int) -> list[tuple[int, bytes]]:
-    """(id, command line) of each."""
-    found: list[tuple[int, bytes]] = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if int((process / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
-                found.append((int(process.name), (process / "cmdline").read_bytes()))
-        except (OSError, ValueError):
-            continue
-    return sorted(found)
-
-
-def left_running(home: Path) -> list[str]:
-    """Processes that were started for this home and still live: none, once the servers are stopped."""
-    found: list[str] = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            environ, command = (process / "environ").read_bytes(), (process / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if int(process.name) != os.getpid() and (f"TRAINYARD_HOME={home}".encode() in environ.split(b"\0") or f"{home}/".encode() in command):
-            found.append(f"{process.name} {command.replace(bytes(1), b' ').decode(errors='replace')[:200]}")
-    return found
 
 
 def client(**options: object) -> httpx.AsyncClient:

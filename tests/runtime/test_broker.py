@@ -17,7 +17,7 @@ from libs.events import JobCreated, Origin, Recorded, encode
 from libs.events.catalog import envelope
 from libs.events.log import STREAM, EventLog, Write
 from libs.runtime import broker as runtime
-from libs.runtime.broker import Broker, HandedOver, broker, react
+from libs.runtime.broker import Broker, HandedOver, Later, broker, react
 from libs.storage import StorageDown
 from tests.kit.eventually import eventually
 
@@ -144,6 +144,73 @@ async def test_work_in_hand_is_given_back_at_the_end(replicas: Replicas, log: Ev
     await eventually(lambda: begun, of=2, patience=5)
     assert begun == ["one", "two"]
     assert time.monotonic() - asked < 5
+
+
+async def test_what_waits_occupies_no_worker_and_comes_again_at_its_time(replicas: Replicas, infra_nc: Client, log: EventLog, origin: Origin):
+    done: list[str] = []
+    ready = asyncio.Event()
+
+    async def until() -> None:
+        await ready.wait()
+
+    async def work(recorded: Recorded) -> None:
+        if job(recorded) == "waits" and not ready.is_set():
+            raise Later(until)
+        done.append(job(recorded))
+
+    await replicas.start(work, ack_wait=0.5)
+    for n in range(3):
+        await happens(log, origin, "waits" if n == 0 else f"j{n}")
+    await eventually(lambda: done, of=2)
+    await asyncio.sleep(1)
+    assert done == ["j1", "j2"]
+    ready.set()
+
+    await eventually(lambda: done, of=3)
+    await eventually(lambda: _none_left(infra_nc, replicas))
+    assert done == ["j1", "j2", "waits"]
+
+
+async def test_what_waits_is_given_back_at_the_end(replicas: Replicas, log: EventLog, origin: Origin):
+    """It would come again after 20 s only."""
+    begun: list[str] = []
+
+    async def endless() -> None:
+        begun.append("waiting")
+        await asyncio.Event().wait()
+
+    async def waits(recorded: Recorded) -> None:
+        raise Later(endless)
+
+    async def work(recorded: Recorded) -> None:
+        begun.append("working")
+
+    one = await replicas.start(waits)
+    await happens(log, origin, "j")
+    await eventually(lambda: begun)
+    await one.stop()
+    await replicas.start(work)
+
+    await eventually(lambda: begun, of=2, patience=5)
+    assert begun == ["waiting", "working"]
+
+
+async def test_failures_while_waiting_count(replicas: Replicas, infra_nc: Client, log: EventLog, origin: Origin, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(runtime, "TRIES", 2)
+
+    async def broken() -> None:
+        raise ValueError("no")
+
+    async def waits(recorded: Recorded) -> None:
+        if not replicas.given_up:
+            raise Later(broken)
+
+    await replicas.start(waits)
+    await happens(log, origin, "j")
+
+    await eventually(lambda: replicas.given_up)
+    await eventually(lambda: _none_left(infra_nc, replicas))
+    assert replicas.given_up == ["j"]
 
 
 async def test_what_is_handed_over_is_neither_acknowledged_nor_given_back(replicas: Replicas, infra_nc: Client, log: EventLog, origin: Origin):

@@ -27,6 +27,11 @@ STATUS: dict[type[errors.DomainError], int] = {
     errors.ProjectBusy: 409,
     errors.FileBusy: 409,
     errors.ProjectFull: 413,
+    errors.TrainingAlreadyRunning: 409,
+    errors.ModelNotResolved: 400,
+    errors.ModelNotUsable: 400,
+    errors.NoTrainingData: 400,
+    errors.NoSuccessfulRun: 404,
     errors.JobEnded: 409,
     errors.LogFull: 507,
 }

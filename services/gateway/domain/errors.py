@@ -50,6 +50,31 @@ class ProjectFull(DomainError):
     message = "The project's files would exceed {limit_mb} MB in all"
 
 
+class TrainingAlreadyRunning(DomainError):
+    code = "training_already_running"
+    message = "A training job is already running for this project"
+
+
+class ModelNotResolved(DomainError):
+    code = "model_not_resolved"
+    message = "The project has no base model yet: choose one with POST /projects/{project_id}/model/resolve"
+
+
+class ModelNotUsable(DomainError):
+    code = "model_not_usable"
+    message = "'{base_model_id}' can't be fine-tuned: {reason}"
+
+
+class NoTrainingData(DomainError):
+    code = "no_training_data"
+    message = "The project has no rows that could be trained on: upload a data set (kind=dataset_upload) with at least one usable row"
+
+
+class NoSuccessfulRun(DomainError):
+    code = "no_successful_run"
+    message = "No successful training run to export"
+
+
 class JobEnded(DomainError):
     code = "job_ended"
     message = "The job has ended already ({status})"

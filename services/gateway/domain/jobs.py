@@ -1,14 +1,35 @@
 """What can be done to a job from outside. Its stages are facts of the services that do them."""
 
+import uuid
 from datetime import datetime
 from enum import StrEnum
 
 import msgspec
 
-from libs.events import Event, JobCancelRequested, JobCreated, PreparationCancelled, PreparationCompleted, PreparationFailed, PreparationStarted, Recorded
+from libs.events import (
+    Event,
+    ExportCancelled,
+    ExportCompleted,
+    ExportFailed,
+    ExportStarted,
+    JobCancelRequested,
+    JobCreated,
+    PreparationCancelled,
+    PreparationCompleted,
+    PreparationFailed,
+    PreparationStarted,
+    Recorded,
+    TrainingCancelled,
+    TrainingCompleted,
+    TrainingFailed,
+    TrainingStarted,
+)
 from services.gateway.domain.errors import JobEnded, NotFound
 
-INGEST = "ingest"
+INGEST, TRAIN, EXPORT = "ingest", "train", "export"
+STAGES = {INGEST: ["preparation"], TRAIN: ["preparation", "training"], EXPORT: ["export"]}
+
+_RUNS = uuid.UUID("1d6a3a0e-6c0c-5f0a-8a3e-2f4b7c9d1e55")
 
 
 class Status(StrEnum):
@@ -63,14 +84,27 @@ def status_after(event: Event, stages: list[str]) -> Status | None:
     match event:
         case PreparationStarted():
             return _begun("preparation", stages)
+        case TrainingStarted():
+            return _begun("training", stages)
+        case ExportStarted():
+            return _begun("export", stages)
         case PreparationCompleted():
-            return Status.SUCCEEDED if stages[-1:] == ["preparation"] else Status.PREPARING
-        case PreparationFailed():
+            return _done("preparation", stages)
+        case TrainingCompleted():
+            return _done("training", stages)
+        case ExportCompleted():
+            return _done("export", stages)
+        case PreparationFailed() | TrainingFailed() | ExportFailed():
             return Status.FAILED
-        case PreparationCancelled():
+        case PreparationCancelled() | TrainingCancelled() | ExportCancelled():
             return Status.CANCELLED
         case _:
             return None
+
+
+def run_id(job_id: str) -> str:
+    """People call what a train job does a run; whoever knows the one id knows the other."""
+    return str(uuid.uuid5(_RUNS, job_id))
 
 
 def decide(job: Job | None, command: Command) -> list[Event]:
@@ -85,3 +119,7 @@ def decide(job: Job | None, command: Command) -> list[Event]:
 
 def _begun(stage: str, stages: list[str]) -> Status:
     return Status.RUNNING if stages[-1:] == [stage] else Status.PREPARING
+
+
+def _done(stage: str, stages: list[str]) -> Status:
+    return Status.SUCCEEDED if stages[-1:] == [stage] else Status.PREPARING

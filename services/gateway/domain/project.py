@@ -7,20 +7,41 @@ import msgspec
 
 from libs.events import (
     Event,
+    ExportInputs,
     File,
+    FineTune,
     JobCancelRequested,
     JobCreated,
     ProjectCreated,
     ProjectDeleted,
     ProjectFileDeleted,
     ProjectFilesAdded,
+    ProjectModelResolved,
+    ProjectRunStarted,
     ProjectUpdated,
+    ProjectWorkStarted,
     Recorded,
+    Source,
+    TrainInputs,
 )
-from services.gateway.domain.errors import FileBusy, IdempotencyKeyReused, NotFound, ProjectBusy, ProjectFull
-from services.gateway.domain.jobs import INGEST
+from services.gateway.domain.errors import (
+    FileBusy,
+    IdempotencyKeyReused,
+    ModelNotResolved,
+    ModelNotUsable,
+    NoSuccessfulRun,
+    NotFound,
+    NoTrainingData,
+    ProjectBusy,
+    ProjectFull,
+    TrainingAlreadyRunning,
+)
+from services.gateway.domain.jobs import EXPORT, INGEST, STAGES, TRAIN
 
 MB = 1024 * 1024
+DATASET = "dataset_upload"
+LONGEST = 1_048_576
+"""Tokens of a row that anybody may ask for."""
 
 
 class Project(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +55,21 @@ class Project(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, File] = {}
     active_jobs: frozenset[str] = frozenset()
     """Jobs that may still run."""
+    barren_jobs: frozenset[str] = frozenset()
+    """Ingest jobs that ended without a usable row."""
+    works: frozenset[str] = frozenset()
+    """Its jobs that are not of a single file: trainings and exports."""
+    base_model_id: str = ""
+    model_info: dict[str, Any] = {}
+    revision: str = ""
+    run: str = ""
+    """The latest train job."""
+    read_by_run: frozenset[str] = frozenset()
+    """Ingest jobs that the latest train job still has to read."""
+    trained: str = ""
+    """The latest train job that succeeded."""
+    exporting: str = ""
+    """The latest export of that, unless it has ended."""
     request: str = ""
     deleted: bool = False
 
@@ -76,7 +112,35 @@ class DeleteFile(msgspec.Struct, frozen=True, kw_only=True):
     cancel: bool = False
 
 
-Command = CreateProject | ChangeProject | DeleteProject | AddFiles | DeleteFile
+class ResolveModel(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a base model becomes part of the project, also when it can't be trained: then with the reasons."""
+
+    project_id: str
+    base_model_id: str
+    model_info: dict[str, Any]
+    revision: str
+
+
+class StartTraining(msgspec.Struct, frozen=True, kw_only=True):
+    """`hyperparams` are fields of a FineTune, checked already."""
+
+    project_id: str
+    job_id: str
+    method: str
+    hyperparams: dict[str, Any] = {}
+    smoke: bool = False
+    request: str = ""
+
+
+class ExportRun(msgspec.Struct, frozen=True, kw_only=True):
+    """Of the latest run that succeeded. While it is being exported already, that is the answer: see `exporting`."""
+
+    project_id: str
+    job_id: str
+    request: str = ""
+
+
+Command = CreateProject | ChangeProject | DeleteProject | AddFiles | DeleteFile | ResolveModel | StartTraining | ExportRun
 
 
 def evolve(project: Project | None, recorded: Recorded) -> Project | None:
@@ -105,10 +169,21 @@ def evolve(project: Project | None, recorded: Recorded) -> Project | None:
         case ProjectFileDeleted(file_id=gone):
             rest = {id: file for id, file in project.files.items() if id != gone}
             return msgspec.structs.replace(project, files=rest, updated_at=recorded.at)
+        case ProjectModelResolved(base_model_id=id, model_info=info, revision=revision):
+            return msgspec.structs.replace(project, base_model_id=id, model_info=info, revision=revision, updated_at=recorded.at)
+        case ProjectRunStarted(job_id=job):
+            reads = frozenset(source.job_id for source in _sources(project))
+            return msgspec.structs.replace(_at_work(project, job), run=job, read_by_run=reads, updated_at=recorded.at)
+        case ProjectWorkStarted(job_id=job, kind=kind):
+            return msgspec.structs.replace(_at_work(project, job), exporting=job if kind == EXPORT else project.exporting, updated_at=recorded.at)
         case ProjectDeleted():
             return msgspec.structs.replace(project, deleted=True)
         case _:
             return project
+
+
+def _at_work(project: Project, job: str) -> Project:
+    return msgspec.structs.replace(project, active_jobs=project.active_jobs | {job}, works=project.works | {job})
 
 
 def decide(project: Project | None, command: Command) -> list[Event]:
@@ -123,11 +198,18 @@ def decide(project: Project | None, command: Command) -> list[Event]:
             if project.active_jobs and not command.cancel:
                 raise ProjectBusy(job_ids=sorted(project.active_jobs))
             cancelled = [JobCancelRequested(job_id=job, reason="project deleted") for job in sorted(project.active_jobs)]
-            return [*cancelled, ProjectDeleted(project_id=project.id, job_ids=[file.job_id for file in project.files.values() if file.job_id])]
+            jobs = [file.job_id for file in project.files.values() if file.job_id] + sorted(project.works)
+            return [*cancelled, ProjectDeleted(project_id=project.id, job_ids=jobs)]
         case AddFiles():
             return _add(project, command)
         case DeleteFile():
             return _delete_file(project, command)
+        case ResolveModel():
+            return _resolve(project, command)
+        case StartTraining():
+            return _train(project, command)
+        case ExportRun():
+            return _export(project, command)
 
 
 def _create(project: Project | None, command: CreateProject) -> list[Event]:
@@ -172,7 +254,7 @@ def _add(project: Project, command: AddFiles) -> list[Event]:
         JobCreated(
             job_id=file.job_id,
             kind=INGEST,
-            stages=["preparation"],
+            stages=STAGES[INGEST],
             project_id=project.id,
             inputs={"project_id": project.id, "file": msgspec.to_builtins(file)},
             spec={"train_share": project.config.get("train_eval_split", 0.9)},
@@ -186,8 +268,70 @@ def _delete_file(project: Project, command: DeleteFile) -> list[Event]:
     if (file := project.files.get(command.file_id)) is None:
         raise NotFound(what="File", id=command.file_id)
     deleted = ProjectFileDeleted(project_id=project.id, file_id=file.file_id, key=file.key, job_id=file.job_id)
-    if file.job_id not in project.active_jobs:
+    readers = [file.job_id, *([project.run] if file.job_id in project.read_by_run else [])]
+    if not (busy := [job for job in readers if job in project.active_jobs]):
         return [deleted]
     if not command.cancel:
-        raise FileBusy(job_ids=[file.job_id])
-    return [JobCancelRequested(job_id=file.job_id, reason="file deleted"), deleted]
+        raise FileBusy(job_ids=busy)
+    return [*(JobCancelRequested(job_id=job, reason="file deleted") for job in busy), deleted]
+
+
+def _resolve(project: Project, command: ResolveModel) -> list[Event]:
+    known = (project.base_model_id, project.model_info, project.revision)
+    if _same(known, (command.base_model_id, command.model_info, command.revision)):
+        return []
+    return [
+        ProjectModelResolved(project_id=project.id, base_model_id=command.base_model_id, model_info=command.model_info, revision=command.revision),
+    ]
+
+
+def _train(project: Project, command: StartTraining) -> list[Event]:
+    if command.job_id in project.works:
+        return []  # the same request again
+    if project.run in project.active_jobs:
+        raise TrainingAlreadyRunning(job_id=project.run)
+    if not project.base_model_id:
+        raise ModelNotResolved(project_id=project.id)
+    if not project.model_info.get("valid", False):
+        raise ModelNotUsable(base_model_id=project.base_model_id, reason="; ".join(project.model_info.get("warnings", [])))
+    if not (sources := _sources(project)):
+        raise NoTrainingData(project_id=project.id)
+    base = {"base_model": project.base_model_id, "revision": project.revision, "method": command.method, "smoke": command.smoke}
+    tuning = msgspec.convert({"max_seq_length": _row_length(project)} | command.hyperparams | base, FineTune)
+    job = JobCreated(
+        job_id=command.job_id,
+        kind=TRAIN,
+        stages=STAGES[TRAIN],
+        project_id=project.id,
+        inputs=msgspec.to_builtins(TrainInputs(project_id=project.id, sources=sources)),
+        spec=msgspec.to_builtins(tuning),
+        request=command.request,
+    )
+    return [ProjectRunStarted(project_id=project.id, job_id=command.job_id), job]
+
+
+def _sources(project: Project) -> list[Source]:
+    """Also of files that are still being read: the training waits for them."""
+    files = [file for file in project.files.values() if file.kind == DATASET and file.job_id and file.job_id not in project.barren_jobs]
+    return [Source(job_id=file.job_id, file_id=file.file_id) for file in files]
+
+
+def _row_length(project: Project) -> int:
+    """As the project's config wants it, as far as the model goes."""
+    return min(project.config.get("max_seq_length", 2048), project.model_info.get("max_position_embeddings") or LONGEST, LONGEST)
+
+
+def _export(project: Project, command: ExportRun) -> list[Event]:
+    if command.job_id in project.works or project.exporting in project.active_jobs:
+        return []  # the same request again, or what it asks for is being done
+    if not project.trained:
+        raise NoSuccessfulRun(project_id=project.id)
+    job = JobCreated(
+        job_id=command.job_id,
+        kind=EXPORT,
+        stages=STAGES[EXPORT],
+        project_id=project.id,
+        inputs=msgspec.to_builtins(ExportInputs(project_id=project.id, training_job_id=project.trained)),
+        request=command.request,
+    )
+    return [ProjectWorkStarted(project_id=project.id, job_id=command.job_id, kind=EXPORT), job]

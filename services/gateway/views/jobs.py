@@ -8,6 +8,11 @@ import asyncpg
 import msgspec
 
 from libs.events import (
+    ExportCancelled,
+    ExportCompleted,
+    ExportFailed,
+    ExportProgressed,
+    ExportStarted,
     JobCancelRequested,
     JobCreated,
     PreparationCancelled,
@@ -16,6 +21,13 @@ from libs.events import (
     PreparationProgressed,
     PreparationStarted,
     Recorded,
+    TrainingAttemptLost,
+    TrainingBatchReduced,
+    TrainingCancelled,
+    TrainingCompleted,
+    TrainingFailed,
+    TrainingProgressed,
+    TrainingStarted,
 )
 from services.gateway.domain.jobs import Job, Status
 from services.gateway.views.rows import Change, Operation, Put
@@ -42,6 +54,7 @@ jobs = Table(
     Column("status", Text, Computed(STATUS, persisted=True)),
     Column("cancel_requested", Boolean, nullable=False),
     Column("progress", Integer, nullable=False),
+    Column("message", Text, nullable=False),
     Column("result", JSON),
     Column("error", Text),
     Column("created_at", DateTime(timezone=True), nullable=False),
@@ -56,11 +69,14 @@ SEEN.append("""create view jobs_seen as
 select j.*, case when j.status <> 'succeeded' then j.status
                  when exists (select from parts p where p.job_id = j.id and p.state = 'broken') then 'failed'
                  when exists (select from parts p where p.job_id = j.id and p.state = 'pending') then 'running'
-                 else 'succeeded' end as shown
+                 else 'succeeded' end as shown,
+       case when j.status = 'succeeded' and exists (select from parts p where p.job_id = j.id and p.state = 'broken')
+            then 'Some of its rows are missing or damaged in the object store; delete the file and upload it again.'
+            else j.error end as why
   from jobs j""")
 """A job shows success only when its rows can be read too. `status` is what the log says, `shown` what people see."""
 
-_COLUMNS = "id, project_id, kind, shown, cancel_requested, progress, result, error, created_at, started_at, finished_at, version"
+_COLUMNS = "id, project_id, kind, shown, cancel_requested, progress, message, result, why as error, created_at, started_at, finished_at, version"
 
 
 def project(recorded: Recorded) -> Iterator[Operation]:
@@ -79,6 +95,7 @@ def project(recorded: Recorded) -> Iterator[Operation]:
                     "phase": "",
                     "cancel_requested": False,
                     "progress": 0,
+                    "message": "",
                     "result": None,
                     "error": None,
                     "created_at": recorded.at,
@@ -92,16 +109,54 @@ def project(recorded: Recorded) -> Iterator[Operation]:
         case PreparationStarted(job_id=id):
             yield Change(jobs, id, {"stage": "preparation", "phase": "started", "started_at": recorded.at})
         case PreparationProgressed(job_id=id, done=done, total=total):
-            yield Change(jobs, id, {"progress": min(99, 100 * done // max(1, total))})
-        case PreparationCompleted(job_id=id) as event:
-            result = {"rows": event.rows, "valid": event.valid, "refused": event.refused}
-            yield Change(jobs, id, {"stage": "preparation", "phase": "completed", "progress": 100, "result": result, "finished_at": recorded.at})
+            yield Change(jobs, id, {"progress": _share(done, total)})
+        case PreparationCompleted(job_id=id, snapshot=None) as event:
+            yield _ended(recorded, id, "preparation", "completed", progress=100, result={"rows": event.rows, "valid": event.valid, "refused": event.refused})
+        case PreparationCompleted(job_id=id):  # a snapshot is for the stage that comes next
+            yield Change(jobs, id, {"stage": "preparation", "phase": "completed"})
         case PreparationFailed(job_id=id, message=message):
-            yield Change(jobs, id, {"stage": "preparation", "phase": "failed", "error": message, "finished_at": recorded.at})
+            yield _ended(recorded, id, "preparation", "failed", error=message)
         case PreparationCancelled(job_id=id):
-            yield Change(jobs, id, {"stage": "preparation", "phase": "cancelled", "finished_at": recorded.at})
+            yield _ended(recorded, id, "preparation", "cancelled")
+        case TrainingStarted(job_id=id, attempt=1, device=device):
+            yield Change(jobs, id, {"stage": "training", "phase": "started", "progress": 0, "message": f"Loading the model on {device or 'a worker'}"})
+        case TrainingStarted(job_id=id, resumed_from=step):  # what was done stays to be seen
+            yield Change(jobs, id, {"stage": "training", "phase": "started", "message": f"Going on behind step {step}"})
+        case TrainingProgressed(job_id=id, step=step, total_steps=total):
+            yield Change(jobs, id, {"progress": _share(step, total), "message": f"Step {step}/{total}"})
+        case TrainingBatchReduced(job_id=id, micro_tokens=tokens):
+            yield Change(jobs, id, {"message": f"The device's memory is small: {tokens} tokens at once from here on, with the same result"})
+        case TrainingAttemptLost(job_id=id, attempt=attempt, cause=cause):
+            yield Change(jobs, id, {"message": f"Attempt {attempt} was lost ({cause}): it will go on from the last checkpoint"})
+        case TrainingCompleted(job_id=id) as event:
+            files = {name: claim.size for name, claim in event.artifacts.items()}
+            result = {"steps": event.step, "attempt": event.attempt, "metrics": event.metrics, "artifacts": files, "summary": event.summary}
+            yield _ended(recorded, id, "training", "completed", progress=100, result=result)
+        case TrainingFailed(job_id=id, message=message):
+            yield _ended(recorded, id, "training", "failed", error=message)
+        case TrainingCancelled(job_id=id):
+            yield _ended(recorded, id, "training", "cancelled")
+        case ExportStarted(job_id=id):
+            yield Change(jobs, id, {"stage": "export", "phase": "started", "started_at": recorded.at})
+        case ExportProgressed(job_id=id, done=done, total=total, doing=doing):
+            yield Change(jobs, id, {"progress": _share(done, total), "message": doing})
+        case ExportCompleted(job_id=id, files=files):
+            yield _ended(recorded, id, "export", "completed", progress=100, result={"files": {file.name: file.content.size for file in files}})
+        case ExportFailed(job_id=id, message=message):
+            yield _ended(recorded, id, "export", "failed", error=message)
+        case ExportCancelled(job_id=id):
+            yield _ended(recorded, id, "export", "cancelled")
         case _:
             return
+
+
+def _ended(recorded: Recorded, job_id: str, stage: str, phase: str, **columns: Any) -> Change:
+    return Change(jobs, job_id, {"stage": stage, "phase": phase, "message": "", **columns, "finished_at": recorded.at})
+
+
+def _share(done: int, total: int) -> int:
+    """Never all of it before the end."""
+    return max(0, min(99, 100 * done // max(1, total)))
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,6 +168,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     shown: str
     cancel_requested: bool
     progress: int
+    message: str
     result: Any
     error: str | None
     created_at: datetime

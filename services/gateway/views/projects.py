@@ -7,7 +7,18 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from libs.events import File, ProjectCreated, ProjectDeleted, ProjectFileDeleted, ProjectFilesAdded, ProjectUpdated, Recorded
+from libs.events import (
+    File,
+    ProjectCreated,
+    ProjectDeleted,
+    ProjectFileDeleted,
+    ProjectFilesAdded,
+    ProjectModelResolved,
+    ProjectRunStarted,
+    ProjectUpdated,
+    ProjectWorkStarted,
+    Recorded,
+)
 from services.gateway.domain.project import Project
 from services.gateway.views.rows import Change, Drop, Merge, Operation, Put
 from services.gateway.views.schema import JSON, BigInteger, Column, DateTime, Index, Table, Text, views
@@ -21,6 +32,10 @@ projects = Table(
     Column("description", Text, nullable=False),
     Column("task_type", Text, nullable=False),
     Column("config", JSON, nullable=False),
+    Column("base_model_id", Text),
+    Column("model_info", JSON),
+    Column("revision", Text, nullable=False),
+    Column("run", Text, nullable=False),
     Column("request", Text, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False),
     Column("updated_at", DateTime(timezone=True), nullable=False),
@@ -59,6 +74,10 @@ def project(recorded: Recorded) -> Iterator[Operation]:
                     "description": event.description,
                     "task_type": event.task_type,
                     "config": event.config,
+                    "base_model_id": None,
+                    "model_info": None,
+                    "revision": "",
+                    "run": "",
                     "request": event.request,
                     "created_at": recorded.at,
                     "updated_at": recorded.at,
@@ -77,6 +96,12 @@ def project(recorded: Recorded) -> Iterator[Operation]:
         case ProjectFileDeleted() as event:
             yield _touched(recorded, event.project_id)
             yield Drop(files, "id", [event.file_id])
+        case ProjectModelResolved() as event:
+            yield _touched(recorded, event.project_id, base_model_id=event.base_model_id, model_info=event.model_info, revision=event.revision)
+        case ProjectRunStarted(project_id=id, job_id=job):
+            yield _touched(recorded, id, run=job)
+        case ProjectWorkStarted(project_id=id):
+            yield _touched(recorded, id)
         case ProjectDeleted() as event:
             yield Drop(files, "project_id", [event.project_id])
             yield Drop(projects, "id", [event.project_id])
@@ -101,13 +126,18 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     description: str
     task_type: str
     config: Any
+    base_model_id: str | None
+    model_info: Any
     created_at: datetime
     updated_at: datetime
     version: int
     file_count: int = 0
     example_count: int = 0
-    last_job_kind: str | None = None
     last_job_status: str | None = None
+    run_status: str | None = None
+    ingest_status: str | None = None
+    run_is_newer: bool | None = None
+    """Than the latest upload."""
 
 
 class FileRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,13 +152,15 @@ class FileRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _SEEN = """
-select p.id, p.name, p.description, p.task_type, p.config, p.created_at, p.updated_at, p.version,
+select p.id, p.name, p.description, p.task_type, p.config, p.base_model_id, p.model_info, p.created_at, p.updated_at, p.version,
        (select count(*) from files f where f.project_id = p.id) as file_count,
        (select coalesce(sum(t.valid), 0) from files f join parts t on t.job_id = f.job_id where f.project_id = p.id and t.state = 'loaded')
          - (select count(*) from example_edits e join examples x on x.id = e.id where e.project_id = p.id and e.deleted and x.is_valid) as example_count,
-       j.kind as last_job_kind, j.shown as last_job_status
+       j.shown as last_job_status, r.shown as run_status, i.shown as ingest_status, i.created_at is null or r.created_at > i.created_at as run_is_newer
   from projects p
-  left join lateral (select kind, shown from jobs_seen j where j.project_id = p.id order by created_at desc, id desc limit 1) j on true
+  left join lateral (select shown from jobs_seen j where j.project_id = p.id order by created_at desc, id desc limit 1) j on true
+  left join lateral (select shown, created_at from jobs_seen i where i.project_id = p.id and i.kind = 'ingest' order by created_at desc, id desc limit 1) i on true
+  left join jobs_seen r on r.id = p.run
 """
 
 
@@ -148,19 +180,30 @@ async def page(db: asyncpg.Pool, tenant: str, *, status: str | None, limit: int,
     return [Row(**row) for row in rows], total
 
 
-STATUS = """(case when last_job_kind = 'ingest' and last_job_status in ('queued', 'preparing', 'running') then 'uploading'
+STATUS = """(case when run_status in ('queued', 'preparing', 'running') then 'training'
+                  when ingest_status in ('queued', 'preparing', 'running') then 'uploading'
+                  when run_is_newer and run_status = 'succeeded' then 'completed'
+                  when run_is_newer and run_status = 'failed' then 'failed'
                   when example_count > 0 then 'ready_to_train'
-                  when last_job_status = 'failed' then 'failed'
+                  when ingest_status = 'failed' then 'failed'
                   else 'draft' end)"""
-"""A project's status follows from its jobs and examples; `status()` says the same of a Row."""
+"""Follows from the latest run and from what was uploaded since: newer data waits to be trained on. `status()` says the same of a Row."""
 
 
 def status(row: Row) -> str:
-    if row.last_job_kind == "ingest" and row.last_job_status in ("queued", "preparing", "running"):
+    if row.run_status in _ACTIVE:
+        return "training"
+    if row.ingest_status in _ACTIVE:
         return "uploading"
+    if row.run_is_newer and row.run_status in _VERDICTS:
+        return _VERDICTS[row.run_status]
     if row.example_count > 0:
         return "ready_to_train"
-    return "failed" if row.last_job_status == "failed" else "draft"
+    return "failed" if row.ingest_status == "failed" else "draft"
+
+
+_ACTIVE = ("queued", "preparing", "running")
+_VERDICTS = {"succeeded": "completed", "failed": "failed"}
 
 
 async def exists(db: asyncpg.Pool, tenant: str, project_id: str) -> bool:
@@ -188,13 +231,31 @@ async def load(db: asyncpg.Pool, tenant: str, project_id: str) -> tuple[Project 
                                                      'size', f.size, 'sha256', f.sha256, 'key', f.key, 'job_id', f.job_id) order by f.created_at, f.id)
                      from files f where f.project_id = p.id) as files,
                   (select json_agg(j.id) from jobs j
-                    where j.project_id = p.id and j.status not in ('succeeded', 'failed', 'cancelled')) as active_jobs
-             from projects p where p.tenant = $1 and p.id = $2""",
+                    where j.project_id = p.id and j.status not in ('succeeded', 'failed', 'cancelled')) as active_jobs,
+                  (select json_agg(j.id) from jobs j
+                    where j.project_id = p.id and j.kind = 'ingest'
+                      and (j.status in ('failed', 'cancelled') or j.status = 'succeeded' and j.result ->> 'valid' = '0')) as barren_jobs,
+                  (select json_agg(j.id) from jobs j where j.project_id = p.id and j.kind <> 'ingest') as works,
+                  (select json_agg(s ->> 'job_id') from jobs j, json_array_elements(j.inputs -> 'sources') s
+                    where j.id = p.run and j.status in ('queued', 'preparing') and j.phase <> 'completed') as read_by_run,
+                  t.id as trained,
+                  (select j.id from jobs j
+                    where j.project_id = p.id and j.kind = 'export' and j.inputs ->> 'training_job_id' = t.id
+                      and j.status not in ('succeeded', 'failed', 'cancelled')
+                    order by j.created_at desc, j.id desc limit 1) as exporting
+             from projects p
+             left join lateral (select id from jobs j where j.project_id = p.id and j.kind = 'train' and j.status = 'succeeded'
+                                 order by created_at desc, id desc limit 1) t on true
+            where p.tenant = $1 and p.id = $2""",
         tenant,
         project_id,
     )
     if row is None:
         return None, 0
+
+    def jobs(column: str) -> frozenset[str]:
+        return msgspec.json.decode(row[column], type=frozenset[str]) if row[column] else frozenset()
+
     held = msgspec.json.decode(row["files"], type=list[File]) if row["files"] else []
     state = Project(
         id=row["id"],
@@ -205,7 +266,16 @@ async def load(db: asyncpg.Pool, tenant: str, project_id: str) -> tuple[Project 
         created_at=row["created_at"],
         updated_at=row["updated_at"],
         files={file.file_id: file for file in held},
-        active_jobs=msgspec.json.decode(row["active_jobs"], type=frozenset[str]) if row["active_jobs"] else frozenset(),
+        active_jobs=jobs("active_jobs"),
+        barren_jobs=jobs("barren_jobs"),
+        works=jobs("works"),
+        base_model_id=row["base_model_id"] or "",
+        model_info=msgspec.json.decode(row["model_info"]) if row["model_info"] else {},
+        revision=row["revision"],
+        run=row["run"],
+        read_by_run=jobs("read_by_run"),
+        trained=row["trained"] or "",
+        exporting=row["exporting"] or "",
         request=row["request"],
     )
     return state, row["version"]

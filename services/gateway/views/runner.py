@@ -13,7 +13,7 @@ from prometheus_client import Counter, Gauge
 
 from libs.events import PreparationProduced, Recorded, Unreadable, decode
 from libs.events.log import EventLog, Misconfigured, Position, RawFact, Unavailable
-from services.gateway.views import examples, jobs, leases, projects
+from services.gateway.views import examples, jobs, leases, objects, projects, runs
 from services.gateway.views.database import DOWN, LIVE, UNFIT, connection
 from services.gateway.views.progress import Step, Tell
 from services.gateway.views.rows import Batch, Operation
@@ -24,7 +24,7 @@ LEASE = "projector"
 BATCH = 2000
 AHEAD = 2 * BATCH
 FEW = 50
-PROJECTIONS: tuple[Callable[[Recorded], Iterator[Operation]], ...] = (projects.project, jobs.project, examples.project)
+PROJECTIONS: tuple[Callable[[Recorded], Iterator[Operation]], ...] = (projects.project, jobs.project, examples.project, runs.project, objects.project)
 
 _projected = Counter("trainyard_projected_facts_total", "Facts written into the views by this process")
 _unknown = Counter("trainyard_unknown_facts_total", "Facts of a type that this version doesn't know", ["type"])

@@ -10,7 +10,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, QueryParameter
 
 from services.gateway.api.finetuneflow.projects import known
-from services.gateway.api.finetuneflow.words import STATUS, SYNONYMS, stamp, stamp_or_none
+from services.gateway.api.finetuneflow.words import STATUS, SYNONYMS, progress, stamp, stamp_or_none
 from services.gateway.api.problems import Refused
 from services.gateway.api.requests import AnyRequest, Limit, Offset, answered, origin, tenant
 from services.gateway.commands import Commands
@@ -31,6 +31,7 @@ class JobOut(msgspec.Struct, kw_only=True):
     error_message: str | None
     project_id: str
     cancel_requested: bool
+    message: str
 
 
 class JobDetail(JobOut, kw_only=True):
@@ -86,6 +87,7 @@ async def get_job(request: AnyRequest, job_id: FromPath[UUID], db: NamedDependen
         error_message=None,
         project_id=state.project_id,
         cancel_requested=state.cancel_requested,
+        message="",
         result=None,
     )
 
@@ -104,7 +106,7 @@ def _fields(row: jobs.Row) -> dict[str, Any]:
         "id": row.id,
         "type": row.kind,
         "status": STATUS[row.shown],
-        "progress_pct": 99 if row.progress == 100 and row.shown == "running" else row.progress,
+        "progress_pct": progress(row.shown, row.progress),
         "result_summary": _summary(row),
         "created_at": stamp(row.created_at),
         "started_at": stamp_or_none(row.started_at),
@@ -112,6 +114,7 @@ def _fields(row: jobs.Row) -> dict[str, Any]:
         "error_message": row.error,
         "project_id": row.project_id,
         "cancel_requested": row.cancel_requested,
+        "message": row.message,
     }
 
 
@@ -119,4 +122,10 @@ def _summary(row: jobs.Row) -> dict[str, Any] | None:
     if row.result is None:
         return None
     result = msgspec.json.decode(row.result)
-    return {"total": result.get("rows", 0), "valid": result.get("valid", 0), "invalid": result.get("rows", 0) - result.get("valid", 0)}
+    match row.kind:
+        case "train":
+            return {"steps": result["steps"], **result["metrics"]}
+        case "export":
+            return {"files": len(result["files"]), "size_bytes": sum(result["files"].values())}
+        case _:
+            return {"total": result.get("rows", 0), "valid": result.get("valid", 0), "invalid": result.get("rows", 0) - result.get("valid", 0)}

@@ -24,6 +24,13 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 """Every family's word for a status is understood in a filter."""
 
 
+def progress(status: str, percent: int) -> int:
+    """What is prepared before the work itself doesn't count, and all of it is done only at the end."""
+    if status in ("queued", "preparing"):
+        return 0
+    return min(99, percent) if status == "running" else percent
+
+
 def word(status: str | None) -> str | None:
     return STATUS.get(status or "")
 

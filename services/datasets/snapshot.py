@@ -1,0 +1,229 @@
+"""The rows that a training run learns from become one immutable object."""
+
+import asyncio
+import hashlib
+import logging
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Set
+from concurrent.futures import Executor
+from contextlib import aclosing
+from functools import partial
+from tempfile import TemporaryFile
+from typing import IO, Any, TypeVar
+
+import msgspec
+
+from libs.events import Claim, PreparationCompleted, PreparationProduced, ProjectFileDeleted, TrainInputs, decode
+from libs.storage import Damaged, Missing
+
+from .preparation import Hopeless, Preparation
+from .waiting import Ingest, Sources
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+AHEAD = 2
+"""Parts that are fetched while another is copied."""
+PIECE = 1024 * 1024
+
+
+class NotYet(Exception):
+    """Some of what is to be read is still being written."""
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A line of the snapshot. Whoever trains on it reads these names."""
+
+    id: str
+    split: str
+    format: str
+    data: msgspec.Raw
+
+
+class Produced(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A line of a part, as far as it matters here."""
+
+    id: str
+    split: str
+    format: str
+    data: msgspec.Raw
+    valid: bool
+    reason: str
+
+
+class Draft:
+    """What there is of a snapshot: its bytes in a file, its hash, its counts."""
+
+    def __init__(self, file: IO[bytes], *, without: Set[str], total: int) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+        self.splits = Counter[str]()
+        self.refused = Counter[str]()
+        self.done = 0
+        self.total = total
+        self._without = without
+
+    @property
+    def rows(self) -> int:
+        return self.splits.total() + self.refused.total()
+
+    def add(self, part: bytes) -> None:
+        """The usable rows of a part. Takes its time: for a thread."""
+        rows: list[Row] = []
+        for line in _parts.decode_lines(part):
+            if not line.valid:
+                self.refused[line.reason] += 1
+            elif line.id in self._without:
+                self.refused["deleted"] += 1
+            else:
+                self.splits[line.split] += 1
+                rows.append(Row(id=line.id, split=line.split, format=line.format, data=line.data))
+        content = _encode_lines(rows)
+        self.file.write(content)
+        self.digest.update(content)
+        self.done += len(part)
+
+
+_parts = msgspec.json.Decoder(Produced)
+_encode_lines = msgspec.json.Encoder().encode_lines
+
+
+class Snapshot(Preparation):
+    """The first stage of a train job. It follows from the log up to the job's creation and from nothing else: made again it has the same bytes."""
+
+    WHAT = "The rows to train on could not be put together"
+
+    _sources: Sources | None = None
+
+    async def prepare(self) -> None:
+        sources = await self._open()
+        if not await sources.look():
+            raise NotYet
+        await self.begin()
+        parts = [(ingest, part) for ingest in sources.ingests for part in ingest.parts]
+        with TemporaryFile() as file:  # without a name: it is gone with this process, however that ends
+            draft = Draft(file, without=await self._deleted(), total=sum(part.content.size for _, part in parts))
+            await self._attended(self._copy(parts, draft), draft)
+            if not draft.splits["train"]:
+                raise _nothing_to_learn_from(draft)
+            snapshot = await self._attended(self._store(draft), draft)
+        completed = PreparationCompleted(
+            job_id=self.job_id,
+            parts=0,
+            rows=draft.rows,
+            valid=draft.splits.total(),
+            refused=dict(draft.refused),
+            snapshot=snapshot,
+            position=self.position,
+            splits=dict(draft.splits),
+        )
+        await self.append(completed)
+        log.info("snapshot made", extra={"job": self.job_id, "rows": completed.valid, "bytes": snapshot.size})
+
+    async def wait(self) -> None:
+        """Until all sources have ended, or this job has. Takes up neither a worker nor a thread."""
+        await self.live(self._wait)
+
+    def hear(self, tenant: str, job_id: str) -> None:
+        """The bus says that a preparation has ended."""
+        if self._sources and tenant == self.tenant:
+            self._sources.hear(job_id)
+
+    async def _wait(self) -> None:
+        sources = await self._open()
+        while not await sources.look():
+            await sources.stirred()
+            await self.look()
+
+    async def _open(self) -> Sources:
+        """Those of the sources whose files were not deleted before the job was created."""
+        inputs = msgspec.convert(self.job.inputs, TrainInputs)
+        deleted = set[str]()
+        async for raw in self.log.scan_to(f"ev.{self.tenant}.project.file_deleted.{inputs.project_id}", last=self.position):
+            event = decode(raw.data, seq=raw.seq, subject=raw.subject).event
+            assert isinstance(event, ProjectFileDeleted)
+            deleted.add(event.job_id)
+        self._sources = Sources([source for source in inputs.sources if source.job_id not in deleted], log=self.log, tenant=self.tenant)
+        return self._sources
+
+    async def _deleted(self) -> set[str]:
+        """Ids of the examples that were deleted before the job was created, which is the last part of their subjects."""
+        pattern = f"ev.{self.tenant}.example.deleted.{self.job.inputs['project_id']}.*"
+        return {raw.subject.rsplit(".", 1)[1] async for raw in self.log.scan_to(pattern, last=self.position)}
+
+    async def _copy(self, parts: list[tuple[Ingest, PreparationProduced]], draft: Draft) -> None:
+        async with aclosing(self._fetched(parts)) as contents:
+            async for content in contents:
+                await self._in_thread(partial(draft.add, content))
+
+    async def _fetched(self, parts: list[tuple[Ingest, PreparationProduced]]) -> AsyncGenerator[bytes, None]:
+        """One after another, a few ahead of time."""
+        coming = deque[asyncio.Task[bytes]]()
+        rest = iter(parts)
+        try:
+            while True:
+                while len(coming) <= AHEAD and (following := next(rest, None)):
+                    coming.append(asyncio.create_task(self._fetch(*following)))
+                if not coming:
+                    return
+                yield await coming[0]
+                coming.popleft()
+        finally:
+            for task in coming:
+                task.cancel()
+            await asyncio.gather(*coming, return_exceptions=True)
+
+    async def _fetch(self, ingest: Ingest, part: PreparationProduced) -> bytes:
+        try:
+            return await self.storage.get(part.content)
+        except Missing:
+            raise Hopeless("source_missing", f"Rows of the file {ingest.name!r} are not in the object store any more; upload it again.") from None
+        except Damaged:
+            raise Hopeless(
+                "source_damaged", f"Rows of the file {ingest.name!r} are damaged in the object store; delete the file and upload it again."
+            ) from None
+
+    async def _store(self, draft: Draft) -> Claim:
+        draft.file.seek(0)
+        key = f"{self.tenant}/{self.job_id}/{draft.digest.hexdigest()}"
+        return await self.storage.put_stream(key, Pieces(draft.file, self.threads))
+
+    async def _attended(self, work: Coroutine[Any, Any, T], draft: Draft) -> T:
+        task = asyncio.create_task(work)
+        try:
+            return await self.attend(task, done=lambda: draft.done, total=draft.total)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def _in_thread(self, work: Callable[[], None]) -> None:
+        """Not left before the thread is done: nobody closes the file under it."""
+        step = asyncio.get_running_loop().run_in_executor(self.threads, work)
+        try:
+            await asyncio.shield(step)
+        finally:
+            await asyncio.wait({step})
+
+
+class Pieces(AsyncIterator[bytes]):
+    """A file, read in a thread."""
+
+    def __init__(self, file: IO[bytes], threads: Executor) -> None:
+        self._file = file
+        self._threads = threads
+
+    async def __anext__(self) -> bytes:
+        if piece := await asyncio.get_running_loop().run_in_executor(self._threads, self._file.read, PIECE):
+            return piece
+        raise StopAsyncIteration
+
+
+def _nothing_to_learn_from(draft: Draft) -> Hopeless:
+    if not draft.rows:
+        why = "the project's files hold no rows."
+    elif not draft.splits:
+        why = f"none of the {draft.rows} rows can be used. Each of them says why."
+    else:
+        why = f"all {draft.splits.total()} usable rows are held out for evaluation. Add more, or set a smaller share aside."
+    return Hopeless("no_examples", f"There is nothing to train on: {why}")

@@ -1,0 +1,90 @@
+"""The ingest jobs whose rows another job reads: how far they are, and when they have ended."""
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+
+from libs.events import JobCreated, PreparationCancelled, PreparationCompleted, PreparationFailed, PreparationProduced, Source, story
+from libs.events.log import EventLog
+
+from .preparation import Hopeless
+
+LOOK = 10.0
+"""Seconds between looks at those that still run; usually the bus says at once that one has ended."""
+SOON = 0.1
+"""Seconds until the next look, where the bus said so and the replica of the log that was read didn't know yet."""
+
+
+class UnknownSource(Exception):
+    """A job that nobody made is to be read: whoever asked for that is at fault."""
+
+
+class Ingest(msgspec.Struct, kw_only=True):
+    """One of them. Each reading goes on where the one before stopped."""
+
+    job_id: str
+    name: str = ""
+    """Of its file."""
+    parts: list[PreparationProduced] = []
+    ended: bool = False
+    read: int = 0
+
+    async def look(self, log: EventLog, tenant: str) -> None:
+        """Hopeless when its rows will never be there: to train on less than was asked for is worse than not to train."""
+        for recorded in await log.read(story(tenant, self.job_id), after=self.read):
+            self.read = recorded.seq
+            match recorded.event:
+                case JobCreated(inputs=inputs):
+                    self.name = inputs["file"]["filename"]
+                case PreparationProduced() as part:
+                    self.parts.append(part)
+                case PreparationCompleted():
+                    self.ended = True
+                case PreparationFailed(message=message):
+                    raise self._lost(f"could not be read: {message}")
+                case PreparationCancelled():
+                    raise self._lost("has no rows, because reading it was cancelled.")
+                case _:
+                    continue
+        if not self.read:
+            raise UnknownSource(self.job_id)
+
+    def _lost(self, what: str) -> Hopeless:
+        return Hopeless("source_failed", f"The file {self.name!r} (job {self.job_id}) {what} Delete it or upload it again, then start anew.")
+
+
+class Sources:
+    """All of them, in the order in which their rows are wanted."""
+
+    def __init__(self, sources: Sequence[Source], *, log: EventLog, tenant: str) -> None:
+        self.ingests = [Ingest(job_id=source.job_id) for source in sources]
+        self._log = log
+        self._tenant = tenant
+        self._heard: set[str] = set()
+        self._stirred = asyncio.Event()
+
+    async def look(self) -> bool:
+        """Whether all have ended."""
+        self._stirred.clear()
+        for ingest in self._running():
+            await ingest.look(self._log, self._tenant)
+        return not self._running()
+
+    def hear(self, job_id: str) -> None:
+        """The bus says that a preparation has ended."""
+        if any(ingest.job_id == job_id for ingest in self._running()):
+            self._heard.add(job_id)
+            self._stirred.set()
+
+    async def stirred(self) -> None:
+        """When it is time for another look."""
+        known_to_end = any(ingest.job_id in self._heard for ingest in self._running())
+        try:
+            async with asyncio.timeout(SOON if known_to_end else LOOK):
+                await self._stirred.wait()
+        except TimeoutError:
+            return
+
+    def _running(self) -> list[Ingest]:
+        return [ingest for ingest in self.ingests if not ingest.ended]

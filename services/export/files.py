@@ -1,0 +1,34 @@
+"""Which files an export has: those that a training left and that loading needs, and those that are written here."""
+
+import re
+from collections.abc import Mapping
+
+from libs.events import Claim
+
+from .refused import Refused
+
+TRAINING_CONFIG, METRICS, REPORT, LOSS_CURVE = "training_config.json", "metrics.json", "report.md", "loss_curve.svg"
+OURS = (TRAINING_CONFIG, METRICS, REPORT, LOSS_CURVE)
+ARCHIVE = "finetuneflow_export.zip"
+"""Made of all files by whoever sends it; none of them may bear its name."""
+ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
+MODEL = ("model.safetensors", "config.json")
+_KINDS = (".safetensors", ".json", ".jinja", ".txt", ".model")
+"""Weights, settings, templates, vocabularies: nothing that is run when it is opened."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def needed(method: str) -> tuple[str, str]:
+    """The weights, and the settings that they can't be loaded without."""
+    return MODEL if method == "full" else ADAPTER
+
+
+def chosen(artifacts: Mapping[str, Claim], *, method: str) -> tuple[dict[str, Claim], list[str]]:
+    """What goes along, in order, and the names of what stays behind."""
+    if missing := [name for name in needed(method) if name not in artifacts]:
+        raise Refused("incomplete", f"The training left no {' and no '.join(missing)}, so there is nothing that could be loaded.")
+    along = {name: artifacts[name] for name in sorted(artifacts) if _NAME.fullmatch(name) and name.endswith(_KINDS)}
+    taken = [name.lower() for name in (*along, *OURS, ARCHIVE)]
+    if twice := sorted({name for name in taken if taken.count(name) > 1}):
+        raise Refused("name_taken", f"Two files of the export would be called {', '.join(twice)}.")
+    return along, sorted(artifacts.keys() - along.keys())

@@ -1,0 +1,259 @@
+"""Training: started, looked at and cancelled."""
+
+import asyncio
+from contextlib import aclosing
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from typing import Any, Literal
+from uuid import UUID
+
+import asyncpg
+import msgspec
+from litestar import Response, get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, JSONBody
+
+from libs.config import Gateway
+from libs.events import Address, FineTune, JobCreated, decode
+from libs.events.log import EventLog
+from services.gateway.api.finetuneflow.projects import known
+from services.gateway.api.finetuneflow.words import STATUS, progress, stamp_or_none
+from services.gateway.api.problems import Refused
+from services.gateway.api.requests import AnyRequest, answered, fingerprint, new_id, origin, tenant
+from services.gateway.commands import Commands
+from services.gateway.domain import jobs
+from services.gateway.domain.errors import IdempotencyKeyReused, JobEnded, NotFound
+from services.gateway.domain.jobs import CancelJob, Job, Status, run_id
+from services.gateway.domain.project import Project, StartTraining
+from services.gateway.live import Live
+from services.gateway.views import runs
+from services.gateway.views.runs import Run
+
+CANCELLED_WITHIN = 5.0
+
+HYPERPARAMS = tuple(field for field in FineTune.__struct_fields__ if field not in ("base_model", "revision", "method", "smoke"))
+SYNONYMS = {
+    "rank": "lora_r",
+    "r": "lora_r",
+    "network_dim": "lora_r",
+    "alpha": "lora_alpha",
+    "network_alpha": "lora_alpha",
+    "batch_size": "per_device_batch_size",
+    "train_batch_size": "per_device_batch_size",
+    "per_device_train_batch_size": "per_device_batch_size",
+    "epochs": "num_epochs",
+    "max_train_epochs": "num_epochs",
+    "num_train_epochs": "num_epochs",
+    "lr": "learning_rate",
+    "unet_lr": "learning_rate",
+    "lr_scheduler_type": "lr_scheduler",
+    "max_length": "max_seq_length",
+}
+"""Other tools' names for the same."""
+
+
+class TrainStart(msgspec.Struct, kw_only=True):
+    method: Literal["lora", "qlora", "full"] = "qlora"
+    hyperparams: dict[str, Any] = {}
+
+
+class TrainQueued(msgspec.Struct, kw_only=True):
+    job_id: str
+    run_id: str
+    status: str = "queued"
+    message: str = "Training job enqueued on gpu_queue"
+    method: str
+    base_model_id: str
+    smoke: bool
+    hyperparams: dict[str, Any]
+    """All that the run will use, under the names that were sent."""
+
+
+class Metrics(msgspec.Struct, kw_only=True):
+    step: int
+    total_steps: int
+    train_loss: float | None = None
+    eval_loss: float | None = None
+    learning_rate: float | None = None
+    epoch: float | None = None
+
+
+class TrainStatus(msgspec.Struct, kw_only=True):
+    run_id: str
+    job_id: str
+    status: str
+    method: str
+    progress_pct: int
+    current_metrics: Metrics
+    started_at: str | None
+    elapsed_seconds: int
+    finished_at: str | None
+    message: str
+    error_message: str | None
+    base_model_id: str
+    smoke: bool
+    attempt: int
+    cancel_requested: bool
+    hyperparams: dict[str, Any]
+    checkpoint_step: int
+
+
+class NoRuns(msgspec.Struct, kw_only=True):
+    status: str = "no_runs"
+
+
+class Cancelled(msgspec.Struct, kw_only=True):
+    status: str
+    message: str
+    job_id: str | None = None
+
+
+@post("/projects/{project_id:uuid}/train/start", status_code=202, summary="Fine-tune the project's base model on its data set")
+async def start_training(
+    request: AnyRequest,
+    project_id: FromPath[UUID],
+    data: JSONBody[TrainStart],
+    commands: NamedDependency[Commands],
+    log: NamedDependency[EventLog],
+    settings: NamedDependency[Gateway],
+) -> Response[TrainQueued]:
+    """Files that are still being read are waited for. 409 while another run of the project is queued or running."""
+    job_id, request_ = new_id(request), fingerprint(data)
+    command = StartTraining(
+        project_id=str(project_id),
+        job_id=job_id,
+        method=data.method,
+        hyperparams=_understood(data.hyperparams, data.method),
+        smoke=settings.smoke,
+        request=request_,
+    )
+    outcome = await commands.run(command, origin=origin(request))
+    created = await _created(log, tenant(request), job_id)
+    if created.request != request_:
+        raise IdempotencyKeyReused(id=job_id)
+    return answered(outcome, _queued(created, data.hyperparams), status=202)
+
+
+@get("/projects/{project_id:uuid}/train/status", summary="How the latest run is doing")
+async def train_status(
+    request: AnyRequest, project_id: FromPath[UUID], db: NamedDependency[asyncpg.Pool], commands: NamedDependency[Commands]
+) -> TrainStatus | NoRuns:
+    """`{"status": "no_runs"}` before any run."""
+    run = await runs.latest(db, tenant(request), await known(request, project_id, db, commands))
+    return _seen(run, now=datetime.now(UTC)) if run else NoRuns()
+
+
+@post("/projects/{project_id:uuid}/train/cancel", status_code=200, summary="Cancel the run that is queued or under way")
+async def cancel_training(request: AnyRequest, project_id: FromPath[UUID], commands: NamedDependency[Commands], live: NamedDependency[Live]) -> Cancelled:
+    """Says what came of it: waits for the end of the run, five seconds at most. 200 also when none is active."""
+    here = tenant(request)
+    project, _ = await commands.newest(Project, str(project_id), tenant=here)
+    if project is None or project.deleted:
+        raise NotFound(what="Project", id=str(project_id))
+    if not project.run:
+        return _NOTHING
+    try:
+        outcome = await commands.run(CancelJob(job_id=project.run, reason="cancelled by its owner"), origin=origin(request))
+    except JobEnded:
+        return _NOTHING
+    if outcome.state.status.ended:
+        return _NOTHING
+    return _came_to(await _end(live, here, outcome.state))
+
+
+handlers: list[Any] = [start_training, train_status, cancel_training]
+
+_NOTHING = Cancelled(status="no_active_job", message="No training job is active for this project")
+
+
+def _understood(given: dict[str, Any], method: str) -> dict[str, Any]:
+    """Under the platform's own names, each of them checked."""
+    names: dict[str, str] = {}
+    for name in given:
+        own = SYNONYMS.get(name, name)
+        if own not in HYPERPARAMS:
+            raise Refused(422, f"hyperparams.{name[:50]}: {_unknown(name)}", field=f"hyperparams.{name[:50]}")
+        if own in names:
+            raise Refused(422, f"hyperparams.{name}: is the same as {names[own]}, send only one of them", field=f"hyperparams.{name}")
+        names[own] = name
+    understood = {own: given[name] for own, name in names.items()}
+    try:
+        msgspec.convert({**understood, "base_model": "any", "method": method}, FineTune)
+    except msgspec.ValidationError as error:
+        problem, _, path = str(error).partition(" - at `$.")
+        field = f"hyperparams.{names.get(path.rstrip('`'), path.rstrip('`'))}"
+        raise Refused(422, f"{field}: {problem}", field=field) from error
+    return understood
+
+
+def _unknown(name: str) -> str:
+    near = get_close_matches(name, [*HYPERPARAMS, *SYNONYMS], n=1)
+    meant = f", did you mean {near[0]}?" if near else "."
+    return f"no such hyperparameter{meant} There are {', '.join(HYPERPARAMS)}"
+
+
+async def _created(log: EventLog, tenant: str, job_id: str) -> JobCreated:
+    """As the log has it: of a repeated request it is what the first one made."""
+    (fact,) = await log.read(Address(tenant=tenant, category="job", key=(job_id,)).under("created"))
+    assert isinstance(fact.event, JobCreated)
+    return fact.event
+
+
+def _queued(created: JobCreated, given: dict[str, Any]) -> TrainQueued:
+    called = {SYNONYMS.get(name, name): name for name in given}
+    return TrainQueued(
+        job_id=created.job_id,
+        run_id=run_id(created.job_id),
+        method=created.spec["method"],
+        base_model_id=created.spec["base_model"],
+        smoke=created.spec["smoke"],
+        hyperparams={called.get(own, own): created.spec[own] for own in HYPERPARAMS},
+    )
+
+
+def _seen(run: Run, *, now: datetime) -> TrainStatus:
+    took = ((run.finished_at or now) - run.started_at).total_seconds() if run.started_at else 0
+    named = {name: run.metrics.get(name) for name in ("train_loss", "eval_loss", "learning_rate", "epoch")}
+    return TrainStatus(
+        run_id=run.run_id,
+        job_id=run.job_id,
+        status=STATUS[run.status.value],
+        method=run.method,
+        progress_pct=progress(run.status.value, run.progress),
+        current_metrics=Metrics(step=run.step, total_steps=run.total_steps, **named),
+        started_at=stamp_or_none(run.started_at),
+        elapsed_seconds=max(0, round(took)),
+        finished_at=stamp_or_none(run.finished_at) if run.status.ended else None,
+        message=run.message,
+        error_message=run.error,
+        base_model_id=run.spec.get("base_model", ""),
+        smoke=run.smoke,
+        attempt=run.attempt,
+        cancel_requested=run.cancel_requested,
+        hyperparams={name: run.spec[name] for name in HYPERPARAMS if name in run.spec},
+        checkpoint_step=run.checkpoint_step,
+    )
+
+
+async def _end(live: Live, tenant: str, asked: Job) -> Job:
+    """The job as it is once it has ended, or when the patience for that is over."""
+    job: Job | None = None
+    try:
+        async with asyncio.timeout(CANCELLED_WITHIN), aclosing(live.watch(tenant, after=0, about=asked.id)) as story:
+            async for raw in story:
+                job = jobs.evolve(job, decode(raw.data, seq=raw.seq, subject=raw.subject)) if raw else job
+                if job is not None and job.status.ended:
+                    break
+    except TimeoutError:
+        return job or asked
+    return job or asked
+
+
+def _came_to(job: Job) -> Cancelled:
+    match job.status:
+        case Status.CANCELLED:
+            return Cancelled(status="cancelled", message="Training job cancelled", job_id=job.id)
+        case Status.SUCCEEDED | Status.FAILED:
+            return Cancelled(status=STATUS[job.status.value], message="The training job ended by itself before it could be cancelled", job_id=job.id)
+        case _:
+            return Cancelled(status="cancelling", message="The training job will be cancelled as soon as its worker has noticed", job_id=job.id)

@@ -1,0 +1,65 @@
+"""Everything in the object store that a fact refers to, so that the sweep knows what it may remove."""
+
+from collections.abc import Iterable, Iterator
+
+import asyncpg
+
+from libs.events import (
+    Claim,
+    ExportCompleted,
+    PreparationCompleted,
+    ProjectDeleted,
+    Recorded,
+    TrainingCancelled,
+    TrainingCheckpointed,
+    TrainingCompleted,
+    TrainingFailed,
+)
+from services.gateway.views.rows import Drop, Operation, Put
+from services.gateway.views.schema import Column, Index, Table, Text, views
+
+objects = Table(
+    "objects",
+    views,
+    Column("id", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("job_id", Text, nullable=False),
+    Index("objects_of_job", "job_id"),
+)
+"""By key. Uploads and parts have tables of their own: `files` and `parts`."""
+
+
+def project(recorded: Recorded) -> Iterator[Operation]:
+    match recorded.event:
+        case PreparationCompleted(job_id=job, snapshot=Claim() as snapshot):
+            yield from _kept(recorded, job, [snapshot])
+        case TrainingCheckpointed(job_id=job, state=state, steps=steps):
+            yield from _kept(recorded, job, [state, steps])
+        case TrainingCompleted(job_id=job, artifacts=artifacts, steps=steps):
+            yield from _kept(recorded, job, [*artifacts.values(), steps])
+        case TrainingFailed(job_id=job, steps=Claim() as steps) | TrainingCancelled(job_id=job, steps=Claim() as steps):
+            yield from _kept(recorded, job, [steps])
+        case ExportCompleted(job_id=job, files=files):
+            yield from _kept(recorded, job, [file.content for file in files])
+        case ProjectDeleted(job_ids=jobs):
+            yield Drop(objects, "job_id", jobs)
+        case _:
+            return
+
+
+def _kept(recorded: Recorded, job: str, claims: Iterable[Claim]) -> Iterator[Put]:
+    for claim in claims:
+        yield Put(objects, {"id": claim.key, "tenant": recorded.tenant, "job_id": job})
+
+
+async def referred(db: asyncpg.Pool, keys: list[str]) -> set[str]:
+    """Those of the keys that facts refer to. What a job wrote after its project was deleted belongs to nobody."""
+    rows = await db.fetch(
+        """select key from files where key = any($1)
+            union select key from parts where key = any($1)
+            union select o.id from objects o
+                   where o.id = any($1)
+                     and not exists (select from jobs j where j.id = o.job_id and j.project_id <> '' and not exists (select from projects p where p.id = j.project_id))""",
+        keys,
+    )
+    return {row["key"] for row in rows}

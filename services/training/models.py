@@ -1,0 +1,30 @@
+"""Which base models are on this machine already, so that their children need no network."""
+
+import hashlib
+from pathlib import Path
+
+from libs import tiny
+from libs.events import FineTune
+
+_MARKS = ".complete"
+
+
+def at_hand(tuning: FineTune, cache: Path) -> bool:
+    """The bundled one, a folder, or a commit of the hub that a run has loaded here before. The hub's newest may be another each time."""
+    return tuning.base_model == tiny.BASE or Path(tuning.base_model).is_dir() or (bool(tuning.revision) and _mark(tuning, cache).exists())
+
+
+def loaded(tuning: FineTune, cache: Path) -> None:
+    if tuning.revision and not at_hand(tuning, cache):
+        mark = _mark(tuning, cache)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+
+
+def forget(tuning: FineTune, cache: Path) -> None:
+    """It could not be loaded: the next run may ask the hub again."""
+    _mark(tuning, cache).unlink(missing_ok=True)
+
+
+def _mark(tuning: FineTune, cache: Path) -> Path:
+    return cache / _MARKS / hashlib.sha256(f"{tuning.base_model}@{tuning.revision}@{tuning.smoke}".encode()).hexdigest()

@@ -1,0 +1,234 @@
+"""Base models: found, looked at before anything of them is loaded, and loaded. Only safetensors, and never code that comes with a model."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import huggingface_hub
+import msgspec
+import torch
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from libs import tiny as tiny_llama
+from libs.events import FineTune
+from services.training.frames import RunSpec
+
+from . import tiny
+from .outcome import Failure
+
+SMALL = ["*.json", "*.jinja", "*.txt", "*.model", "tokenizer*"]
+"""All but the weights."""
+WEIGHTS = [*SMALL, "*.safetensors"]
+CONFIGURATIONS = ("config.json", "tokenizer_config.json")
+
+
+class Base:
+    """A model in a folder of this machine. `name` is what people call it, and what adapters are told they belong to."""
+
+    def __init__(self, name: str, folder: Path, *, revision: str = "", smoke: bool = False, warnings: tuple[str, ...] = ()) -> None:
+        self.name = name
+        self.folder = folder
+        self.revision = revision
+        self.smoke = smoke
+        self.warnings = warnings
+        self.config = _loaded(name, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True))
+        self.tokenizer: PreTrainedTokenizerBase = _loaded(name, lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True))
+
+
+def find(spec: RunSpec) -> Base:
+    """What is needed to read the data with: configuration and tokenizer. The weights of a hub's model are not yet there."""
+    tuning = spec.tuning
+    cache = Path(spec.cache or os.path.join(spec.folder, "cache"))
+    if not tuning.smoke:
+        folder = _folder(tuning, cache, SMALL)
+        _check(tuning.base_model, folder)
+        return Base(tuning.base_model, folder, revision=tuning.revision)
+    return _smoke(spec, cache)
+
+
+def fetch_weights(base: Base, spec: RunSpec) -> None:
+    if base.smoke:
+        return
+    base.folder = _folder(spec.tuning, Path(spec.cache or os.path.join(spec.folder, "cache")), WEIGHTS)
+    if not any(base.folder.glob("*.safetensors")):
+        raise Failure("model", f"{base.name} has no weights in the format safetensors. Pickle files run code when they are read, so they are never loaded.")
+
+
+def _folder(tuning: FineTune, cache: Path, patterns: list[str]) -> Path:
+    name = tuning.base_model
+    if name == tiny_llama.BASE:
+        return tiny.folder(cache)
+    if name.startswith("/"):
+        if not Path(name, "config.json").is_file():
+            raise Failure("model", f"There is no model in the folder {name}: it must be one that the training service can read, with a config.json.")
+        if not any(Path(name).glob("*.safetensors")):
+            raise Failure("model", f"{name} has no weights in the format safetensors. Pickle files run code when they are read, so they are never loaded.")
+        return Path(name)
+    return _downloaded(name, tuning.revision, cache, patterns)
+
+
+def _downloaded(name: str, revision: str, cache: Path, patterns: list[str]) -> Path:
+    try:
+        return Path(huggingface_hub.snapshot_download(name, revision=revision or None, cache_dir=cache / "hub", allow_patterns=patterns))
+    except HFValidationError as error:
+        raise Failure("model", f"{name!r} is neither a folder nor the name of a model on the hub.") from error
+    except GatedRepoError as error:
+        raise Failure("model", f"{name} asks for a licence to be accepted on the hub; do so, and give the training service a token (HF_TOKEN).") from error
+    except RepositoryNotFoundError as error:
+        raise Failure("model", f"The hub has no model {name}, or it is private and the training service has no token for it (HF_TOKEN).") from error
+    except RevisionNotFoundError as error:
+        raise Failure("model", f"The model {name} has no revision {revision}.") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError, OSError) as error:
+        hub = huggingface_hub.constants.ENDPOINT
+        raise Failure("model", f"{name} is not on this machine, and the hub at {hub} can't be reached or doesn't answer ({type(error).__name__}).") from error
+
+
+def _check(name: str, folder: Path) -> None:
+    for file in CONFIGURATIONS:
+        if not (path := folder / file).exists():
+            continue
+        try:
+            config = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        except msgspec.DecodeError as error:
+            raise Failure("model", f"The {file} of {name} is not valid JSON: {error}") from error
+        if config.get("auto_map"):
+            raise Failure(
+                "model", f"{name} brings its own code along (auto_map in {file}), which is never run. Take a model that transformers knows by itself."
+            )
+    if not (folder / "config.json").exists():
+        raise Failure("model", f"{name} has no config.json, so it is no model for transformers.")
+
+
+def _loaded(name: str, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
+        raise Failure("model", f"{name} can't be read: {str(error).strip()[:500]}") from error
+
+
+def longest(base: Base, wanted: int) -> int:
+    """Most tokens of a row: models with learned positions can't go beyond theirs."""
+    known = getattr(base.config.get_text_config(), "max_position_embeddings", None)
+    return min(wanted, known) if isinstance(known, int) and known > 0 else wanted
+
+
+# ---- loading
+
+
+def load(base: Base, spec: RunSpec) -> PreTrainedModel:
+    device = torch.device(spec.device)
+    dtype = compute_dtype(base, device)
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": False, "use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+    if spec.tuning.method == "qlora" or device.type != "cpu":
+        options["device_map"] = {"": spec.device}
+    if spec.tuning.method == "qlora" and not getattr(base.config, "quantization_config", None):
+        options["quantization_config"] = _nf4(dtype)
+    model, info = _from_folder(base, options)
+    if missing := sorted(info["missing_keys"]):
+        raise Failure("model", f"{base.name} lacks weights that its configuration asks for, {missing[0]} among {len(missing)}.")
+    model.config.use_cache = False
+    return model
+
+
+def _from_folder(base: Base, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
+    try:
+        return AutoModelForCausalLM.from_pretrained(base.folder, **options)  # pyright: ignore[reportReturnType]
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # strangers' files break in every possible way
+        raise Failure("model", f"{base.name} can't be loaded ({type(error).__name__}): {str(error).strip()[:500]}") from error
+
+
+def compute_dtype(base: Base, device: torch.device) -> torch.dtype:
+    """Half the size where the device is good at it. On a CPU as the model is stored, if the CPU has instructions for it, or if it wouldn't fit otherwise."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    stored = base.config.get_text_config().dtype
+    if stored in (torch.bfloat16, "bfloat16") and torch.cpu._is_avx512_bf16_supported():
+        return torch.bfloat16
+    weights = sum(file.stat().st_size for file in base.folder.glob("*.safetensors"))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return torch.float32 if 4 * weights < memory else torch.bfloat16
+
+
+def _nf4(dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+
+
+# ---- smoke
+
+
+def _smoke(spec: RunSpec, cache: Path) -> Base:
+    """The real configuration and tokenizer where they can be had, made small, with random weights."""
+    tuning = spec.tuning
+    warnings: tuple[str, ...] = ("This is a smoke run: the base model was replaced by a tiny random one, so the weights are worthless.",)
+    try:
+        real = _folder_for_smoke(tuning, cache)
+        _check(tuning.base_model, real)
+        base = Base(tuning.base_model, real, revision=tuning.revision)
+        model = _random(shrunk(base.config, len(base.tokenizer)))
+    except Failure as failure:
+        if "auto_map" in failure.message:
+            raise
+        warnings += (f"Its architecture is that of {tiny_llama.BASE}: {failure.message}",)
+        base = Base(tuning.base_model, tiny.folder(cache))
+        model = _random(base.config)
+    place = Path(spec.folder, "base")
+    base.tokenizer.save_pretrained(place)
+    model.save_pretrained(place)
+    return Base(tuning.base_model, place, revision=tuning.revision, smoke=True, warnings=warnings)
+
+
+def _folder_for_smoke(tuning: FineTune, cache: Path) -> Path:
+    if tuning.base_model.startswith("/") and Path(tuning.base_model, "config.json").is_file():
+        return Path(tuning.base_model)  # the weights needn't be there
+    return _folder(tuning, cache, SMALL)
+
+
+def _random(config: PretrainedConfig) -> PreTrainedModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: PreTrainedModel = _loaded("The shrunken model", lambda: AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False))
+    model.generation_config = GenerationConfig.from_model_config(config)
+    return model
+
+
+SMALLEST: dict[str, Any] = {
+    "hidden_size": 64,
+    "n_embd": 64,
+    "head_dim": 16,
+    "intermediate_size": 128,
+    "ffn_dim": 128,
+    "n_inner": 128,
+    "moe_intermediate_size": 64,
+    "shared_expert_intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "n_layer": 2,
+    "num_attention_heads": 4,
+    "n_head": 4,
+    "num_key_value_heads": 2,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "word_embed_proj_dim": 64,
+}
+
+
+def shrunk(config: PretrainedConfig, vocabulary: int) -> PretrainedConfig:
+    """Of the same architecture, as far as its names for sizes are known."""
+    known = config.to_dict()
+    small = {key: value for key, value in SMALLEST.items() if isinstance(known.get(key), int) and known[key] > value}
+    layers = small.get("num_hidden_layers", 2)
+    if known.get("layer_types"):
+        small["layer_types"] = known["layer_types"][:layers]
+    if (heads := known.get("num_attention_heads")) and known.get("num_key_value_heads") == heads:
+        small["num_key_value_heads"] = small.get("num_attention_heads", heads)
+    known.update(small, vocab_size=vocabulary, dtype="float32")
+    known.pop("quantization_config", None)
+    return type(config).from_dict(known)

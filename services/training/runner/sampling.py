@@ -1,0 +1,53 @@
+"""What a model says to a few prompts: greedy and short, so that two moments of a run can be compared."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .examples import Prompt
+from .outcome import plain
+
+NEW_TOKENS = 48
+LONGEST_PROMPT = 1024
+
+
+def samples(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], *, longest: int, heed: Callable[[], None]
+) -> list[dict[str, Any]]:
+    training = model.training
+    model.eval()
+    try:
+        return [
+            {"prompt": prompt.asked, "completion": _completion(model, tokenizer, prompt.text, longest, heed), "expected": prompt.expected} for prompt in prompts
+        ]
+    finally:
+        model.train(training)
+
+
+@torch.no_grad()
+def _completion(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, longest: int, heed: Callable[[], None]) -> str:
+    ids = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"].long()
+    room = max(1, min(LONGEST_PROMPT, longest - NEW_TOKENS))
+    all_ids = ids[:, -room:].to(model.device)
+    ends = _ends(model, tokenizer)
+    said: list[int] = []
+    cache: Any = None
+    for _ in range(min(NEW_TOKENS, longest - all_ids.shape[1])):
+        heed()
+        given = all_ids if cache is None else all_ids[:, -1:]
+        out = model(input_ids=given, past_key_values=cache, use_cache=True) if cache is not None else model(input_ids=given, use_cache=True)
+        cache = getattr(out, "past_key_values", None)
+        token = int(out.logits[0, -1].argmax())
+        if token in ends:
+            break
+        said.append(token)
+        all_ids = torch.cat([all_ids, all_ids.new_tensor([[token]])], dim=1)
+    return plain(str(tokenizer.decode(said, skip_special_tokens=True)))
+
+
+def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    several = configured if isinstance(configured, list) else [configured]
+    return {end for end in (*several, tokenizer.eos_token_id) if isinstance(end, int)}

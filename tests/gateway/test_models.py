@@ -1,0 +1,452 @@
+"""A base model is looked up, judged and remembered: at a hub that may answer anything, in folders, or at once for the one we build."""
+
+import json
+import os
+import struct
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from infra.embedded import Process, Servers
+from libs.events.log import EventLog
+from services.gateway import hub as hub_module
+from services.gateway.hub import Hub, HubDown, NoSuchModel, NotAllowed
+from tests.kit.gateway import KEPT, client, footprint, running
+
+SHA = "0123456789abcdef0123456789abcdef01234567"
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "max_position_embeddings": 131072,
+    "tie_word_embeddings": False,
+}
+"""The document's example, Llama 3.1 8B."""
+TOKEN = "hf_secretsecretsecret"
+
+
+@dataclass
+class FakeHub:
+    url: str = ""
+    answers: dict[str, tuple[int, dict[str, str], bytes]] = field(default_factory=dict)
+    asked: list[tuple[str, str, str]] = field(default_factory=list)
+    """Path, host and authorization of each request."""
+
+    def model(self, id: str, config: Any = LLAMA, **listing: Any) -> None:
+        self.listing(id, **listing)
+        self.say(f"/{id}/resolve/{SHA}/config.json", config if isinstance(config, bytes) else json.dumps(config).encode())
+
+    def listing(self, id: str, *files: str, **more: Any) -> None:
+        names = files or ("config.json", "model.safetensors", "README.md")
+        listing = {"id": id, "sha": SHA, "siblings": [{"rfilename": name} for name in names], "cardData": {"license": "llama3.1"}, **more}
+        self.say(f"/api/models/{id}", json.dumps(listing).encode())
+
+    def say(self, path: str, body: bytes = b"", *, status: int = 200, **headers: str) -> None:
+        self.answers[path] = (status, {name.replace("_", "-"): value for name, value in headers.items()}, body)
+
+
+@contextmanager
+def fake_hub() -> Iterator[FakeHub]:
+    hub = FakeHub()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            hub.asked.append((self.path, self.headers["Host"], self.headers.get("Authorization", "")))
+            status, headers, body = hub.answers.get(self.path, (404, {}, b'{"error": "Repository not found"}'))
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", headers.get("Content-Length", str(len(body))))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def the_hub() -> Iterator[FakeHub]:
+    with fake_hub() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def its_gateway(servers: Servers, the_hub: FakeHub, folders: Path) -> Iterator[Process]:
+    environ = {"TRAINYARD_HF_ENDPOINT": the_hub.url, "TRAINYARD_HF_TOKEN": TOKEN, "TRAINYARD_SOURCE_ROOTS": str(folders)}
+    with running(servers, label="with-a-hub", environ=environ) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+async def api(its_gateway: Process) -> AsyncIterator[httpx.AsyncClient]:
+    async with client(its_gateway) as api:
+        yield api
+
+
+@pytest.fixture
+async def project(api: httpx.AsyncClient) -> str:
+    return (await api.post("/projects", json={"name": "test"})).json()["id"]
+
+
+@pytest.fixture
+def hub(the_hub: FakeHub) -> Iterator[Hub]:
+    """In this process, without a token."""
+    hub = Hub(endpoint=the_hub.url, token="", roots="")
+    yield hub
+    hub.close()
+
+
+async def resolve(api: httpx.AsyncClient, project: str, model_id: Any) -> httpx.Response:
+    return await api.post(f"/projects/{project}/model/resolve", json={"model_id": model_id})
+
+
+# ---- over HTTP
+
+
+async def test_the_documents_example_is_answered_as_the_document_says(api: httpx.AsyncClient, the_hub: FakeHub, project: str):
+    the_hub.model("meta-llama/Llama-3.1-8B", safetensors={"parameters": {"BF16": 8030261248}, "total": 8030261248})
+
+    answer = await resolve(api, project, "meta-llama/Llama-3.1-8B")
+
+    told = answer.json()
+    assert answer.status_code == 200
+    assert {**told, "estimated_training_vram_gb": None} == {
+        "model_id": "meta-llama/Llama-3.1-8B",
+        "model_type": "llama",
+        "num_parameters": 8030261248,
+        "estimated_vram_fp16_gb": 16.06,
+        "estimated_vram_4bit_gb": 5.52,
+        "estimated_training_vram_gb": None,
+        "architecture": "LlamaForCausalLM",
+        "vocab_size": 128256,
+        "max_position_embeddings": 131072,
+        "license": "llama3.1",
+        "valid": True,
+        "warnings": [],
+        "revision": SHA,
+    }
+    need = told["estimated_training_vram_gb"]
+    assert 7.9 < need["qlora"] < 11 < 17.4 < need["lora"] < 23 < need["full"]
+
+
+async def test_a_resolved_model_belongs_to_the_project(api: httpx.AsyncClient, project: str):
+    before = (await api.get(f"/projects/{project}")).json()
+
+    told = (await resolve(api, project, "trainyard/tiny-llama")).json()
+
+    after = (await api.get(f"/projects/{project}")).json()
+    listed = next(item for item in (await api.get("/projects")).json()["items"] if item["id"] == project)
+    assert (before["base_model_id"], before["model_info"]) == (None, None)
+    assert (after["base_model_id"], listed["base_model_id"]) == ("trainyard/tiny-llama", "trainyard/tiny-llama")
+    assert after["model_info"] == {name: value for name, value in told.items() if name != "revision"}
+    assert (told["num_parameters"], told["valid"], told["architecture"]) == (125248, True, "LlamaForCausalLM")
+
+
+async def test_the_same_model_again_changes_nothing(api: httpx.AsyncClient, servers: Servers, log: EventLog, project: str):
+    first = await resolve(api, project, "trainyard/tiny-llama")
+    before = await footprint(log, servers)
+
+    again = await resolve(api, project, "trainyard/tiny-llama")
+
+    assert (again.status_code, again.json(), again.headers["etag"]) == (200, first.json(), first.headers["etag"])
+    assert await footprint(log, servers) == before
+
+
+async def test_a_model_that_the_hub_does_not_have_is_a_404_in_the_documents_words(api: httpx.AsyncClient, servers: Servers, log: EventLog, project: str):
+    before = await footprint(log, servers)
+
+    answer = await resolve(api, project, "nobody/nothing")
+
+    assert (answer.status_code, answer.json()["detail"]) == (404, "Model 'nobody/nothing' not found on HuggingFace Hub")
+    assert set(answer.json()) == KEPT
+    assert await footprint(log, servers) == before
+
+
+async def test_a_hub_that_is_down_is_never_a_404(api: httpx.AsyncClient, the_hub: FakeHub, servers: Servers, log: EventLog, project: str):
+    the_hub.say("/api/models/any/model", b"maintenance", status=503)
+    before = await footprint(log, servers)
+
+    answer = await resolve(api, project, "any/model")
+
+    assert (answer.status_code, answer.json()["error_code"], answer.json()["context"]) == (503, "SERVICE_UNAVAILABLE", {"part": "the model hub"})
+    assert "model hub" in answer.json()["detail"]
+    assert "retry-after" in answer.headers
+    assert await footprint(log, servers) == before
+
+
+async def test_a_model_behind_a_licence_is_refused_with_what_helps(api: httpx.AsyncClient, the_hub: FakeHub, project: str):
+    the_hub.model("gated/llama")
+    the_hub.say(f"/gated/llama/resolve/{SHA}/config.json", status=403, X_Error_Code="GatedRepo")
+
+    answer = await resolve(api, project, "gated/llama")
+
+    assert (answer.status_code, answer.json()["error_code"]) == (400, "MODEL_NOT_ACCESSIBLE")
+    assert "TRAINYARD_HF_TOKEN" in answer.json()["detail"]
+
+
+async def test_a_model_that_cannot_be_trained_is_remembered_with_the_reason_and_not_started(api: httpx.AsyncClient, the_hub: FakeHub, project: str):
+    the_hub.model("some/pickle")
+    the_hub.listing("some/pickle", "config.json", "pytorch_model.bin")
+    rows = b'{"instruction": "a", "output": "b"}\n'
+    await api.post(f"/projects/{project}/files/upload", files={"files": ("a.jsonl", rows)}, data={"kind": "dataset_upload"})
+
+    told = (await resolve(api, project, "some/pickle")).json()
+    refused = await api.post(f"/projects/{project}/train/start", json={})
+
+    assert told["valid"] is False
+    assert (await api.get(f"/projects/{project}")).json()["model_info"]["warnings"] == told["warnings"]
+    assert (refused.status_code, refused.json()["error_code"]) == (400, "MODEL_NOT_USABLE")
+    assert refused.json()["detail"] == f"'some/pickle' can't be fine-tuned: {told['warnings'][0]}"
+
+
+async def test_the_token_goes_to_the_hub_only_and_into_no_log(api: httpx.AsyncClient, the_hub: FakeHub, its_gateway: Process, project: str):
+    the_hub.model("moved/llama")
+    elsewhere = the_hub.url.replace("127.0.0.1", "localhost")
+    the_hub.say(f"/moved/llama/resolve/{SHA}/config.json", status=307, Location=f"{elsewhere}/cdn/config.json")
+    the_hub.say("/cdn/config.json", json.dumps(LLAMA).encode())
+    the_hub.asked.clear()
+
+    answer = await resolve(api, project, "moved/llama")
+
+    assert answer.json()["valid"] is True
+    assert [(path, token) for path, _, token in the_hub.asked] == [
+        ("/api/models/moved/llama", f"Bearer {TOKEN}"),
+        (f"/moved/llama/resolve/{SHA}/config.json", f"Bearer {TOKEN}"),
+        ("/cdn/config.json", ""),
+    ]
+    assert TOKEN not in its_gateway.log.read_text()
+
+
+NO_IDS = [
+    "",
+    " ",
+    "a b",
+    "..",
+    "a/../b",
+    "a/b/c",
+    "a/",
+    "a//b",
+    "-a/b",
+    "a/b.git",
+    "a\nb",
+    "a/b\n",
+    "\0",
+    "é/è",
+    "http://hub/a",
+    "file:///etc",
+    "a?b",
+    "a#b",
+    "%2e/a",
+]
+
+
+@pytest.mark.parametrize("id", [*NO_IDS, "x" * 301, 1, None, [], {}])
+async def test_what_is_no_id_is_refused_before_anybody_is_asked(
+    api: httpx.AsyncClient, the_hub: FakeHub, servers: Servers, log: EventLog, project: str, id: Any
+):
+    before = await footprint(log, servers)
+    the_hub.asked.clear()
+
+    answer = await resolve(api, project, id)
+
+    assert (answer.status_code, set(answer.json())) == (422, KEPT)
+    assert [error["field"] for error in answer.json()["context"]["errors"]] == ["model_id"]
+    assert the_hub.asked == []
+    assert await footprint(log, servers) == before
+
+
+async def test_nothing_is_asked_for_a_project_that_is_not_there(api: httpx.AsyncClient, the_hub: FakeHub):
+    the_hub.asked.clear()
+
+    answer = await resolve(api, "019a0000-0000-7000-8000-000000000003", "some/model")
+
+    assert (answer.status_code, the_hub.asked) == (404, [])
+
+
+# ---- folders
+
+
+def safetensors(*shapes: list[int]) -> bytes:
+    tensors = {f"t{n}": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]} for n, shape in enumerate(shapes)}
+    header = json.dumps({"__metadata__": {"format": "pt"}, **tensors}).encode()
+    return struct.pack("<Q", len(header)) + header
+
+
+async def test_a_folder_under_a_configured_root_is_a_model_too(api: httpx.AsyncClient, folders: Path, project: str):
+    model = folders / "mine"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({**LLAMA, "model_type": "unknown"}))
+    (model / "a.safetensors").write_bytes(safetensors([10, 20], [5]))
+    (model / "b.safetensors").write_bytes(safetensors([], [7, 7]))
+
+    told = (await resolve(api, project, str(model))).json()
+
+    assert (told["model_id"], told["num_parameters"], told["valid"], told["revision"]) == (str(model), 200 + 5 + 1 + 49, True, "")
+
+
+async def test_folders_elsewhere_are_not_there(api: httpx.AsyncClient, folders: Path, project: str, tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (folders / "link").symlink_to(tmp_path)
+    (folders / "loop").symlink_to(folders / "loop")
+
+    answers = [
+        await resolve(api, project, str(path)) for path in (tmp_path, folders / "link", folders / "loop", folders / ".." / "..", folders / "no", "/", "//")
+    ]
+
+    assert [answer.status_code for answer in answers] == [404] * len(answers)
+    assert all(set(answer.json()) == KEPT for answer in answers)
+
+
+async def test_odd_files_in_a_folder_hold_nobody_up(api: httpx.AsyncClient, folders: Path, project: str):
+    odd = folders / "odd"
+    odd.mkdir()
+    os.mkfifo(odd / "config.json")
+    (odd / "a.safetensors").write_bytes(struct.pack("<Q", 2**63) + b"{}")
+    (odd / "b.safetensors").mkdir()
+
+    told = (await resolve(api, project, str(odd))).json()
+
+    assert (told["valid"], told["num_parameters"]) == (False, None)
+
+
+# ---- whatever the hub says
+
+
+@pytest.mark.parametrize(
+    ("config", "files", "reason"),
+    [
+        (LLAMA, ["config.json", "pytorch_model.bin"], "no safetensors"),
+        (LLAMA | {"auto_map": {"AutoModelForCausalLM": "modeling.Evil"}}, [], "code of its own"),
+        (LLAMA | {"architectures": ["BertForMaskedLM"]}, [], "no causal language model (BertForMaskedLM)"),
+        (LLAMA | {"architectures": []}, [], "names no architecture"),
+        (LLAMA | {"quantization_config": {"quant_method": "gptq"}}, [], "quantised"),
+        (LLAMA, ["adapter_config.json", "adapter_model.safetensors"], "no config.json"),
+        (b"<html>", [], "can't be understood"),
+        (b"[]", [], "can't be understood"),
+        (b"[" * 100_000, [], "can't be understood"),
+        (b'{"vocab_size": "many"}', [], "can't be understood"),
+        (b'{"vocab_size": 1e400}', [], "can't be understood"),
+        (LLAMA | {"vocab_size": -1}, [], "can't be understood"),
+        (LLAMA | {"num_attention_heads": 0}, [], "can't be understood"),
+        (LLAMA | {"architectures": "LlamaForCausalLM"}, [], "can't be understood"),
+    ],
+)
+async def test_what_cannot_be_fine_tuned_is_not_valid_and_says_why(hub: Hub, the_hub: FakeHub, config: Any, files: list[str], reason: str):
+    the_hub.model("some/model", config)
+    the_hub.listing("some/model", *files)
+
+    info = (await hub.describe("some/model")).info
+
+    assert info.valid is False
+    assert reason in info.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "count"),
+    [
+        (LLAMA, 8030261248),
+        (LLAMA | {"tie_word_embeddings": True}, 8030261248 - 4096 * 128256),
+        (LLAMA | {"model_type": "never-heard-of"}, None),
+        (LLAMA | {"hidden_size": 2**40, "vocab_size": 2**40}, None),
+    ],
+)
+async def test_parameters_are_counted_from_the_config_when_the_hub_does_not_say(hub: Hub, the_hub: FakeHub, config: Any, count: int | None):
+    the_hub.model("some/model", config)
+
+    info = (await hub.describe("some/model")).info
+
+    assert (info.num_parameters, info.valid) == (count, True)
+    assert (info.estimated_training_vram_gb is None) == (count is None)
+
+
+@pytest.mark.parametrize("status", [404, 401])
+async def test_without_a_token_the_hub_says_of_what_it_lacks_that_one_has_to_log_in(hub: Hub, the_hub: FakeHub, status: int):
+    the_hub.say("/api/models/no/model", status=status)
+
+    with pytest.raises(NoSuchModel):
+        await hub.describe("no/model")
+
+
+async def test_a_token_that_the_hub_does_not_take_is_said_to_be_at_fault(the_hub: FakeHub):
+    the_hub.say("/api/models/any/model", status=401)
+    hub = Hub(endpoint=the_hub.url, token="hf_wrong", roots="")
+
+    with pytest.raises(NotAllowed, match="TRAINYARD_HF_TOKEN"):
+        await hub.describe("any/model")
+    hub.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body"),
+    [
+        (500, {}, b""),
+        (502, {}, b""),
+        (429, {"Retry_After": "1"}, b""),
+        (418, {}, b""),
+        (200, {}, b""),
+        (200, {}, b"<html>not a hub</html>"),
+        (200, {}, b"[" * 100_000),
+        (200, {}, b'{"sha": 1}'),
+        (200, {}, b'{"sha": "../../x", "siblings": []}'),
+        (200, {}, b'{"siblings": []}'),
+        (200, {"Content_Encoding": "gzip"}, b"this is not gzip"),
+        (200, {"Content_Length": "1000"}, b"{}"),
+        (302, {}, b""),
+        (302, {"Location": "/api/models/odd/hub"}, b""),
+        (302, {"Location": "file:///etc/passwd"}, b""),
+        (302, {"Location": "ftp://127.0.0.1/x"}, b""),
+        (302, {"Location": "https://127.0.0.1:1/x"}, b""),
+        (302, {"Location": "http://[::1"}, b""),
+    ],
+)
+async def test_a_hub_that_makes_no_sense_counts_as_one_that_is_down(hub: Hub, the_hub: FakeHub, monkeypatch: pytest.MonkeyPatch, status, headers, body):
+    monkeypatch.setattr(hub_module, "PATIENCE", 0.5)
+    the_hub.say("/api/models/odd/hub", body, status=status, **headers)
+
+    with pytest.raises(HubDown):
+        await hub.describe("odd/hub")
+
+
+async def test_an_answer_without_end_is_given_up(hub: Hub, the_hub: FakeHub, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(hub_module, "LISTING", 100_000)
+    the_hub.say("/api/models/long/hub", b" " * 200_000)
+
+    with pytest.raises(HubDown):
+        await hub.describe("long/hub")
+
+
+async def test_a_hub_that_is_not_there_is_down():
+    hub = Hub(endpoint="http://127.0.0.1:1", token="", roots="")
+
+    with pytest.raises(HubDown, match=r"http://127\.0\.0\.1:1"):
+        await hub.describe("any/model")
+    hub.close()

@@ -1,0 +1,131 @@
+"""The sweep: whatever a fact refers to stays, however old; whatever none refers to goes."""
+
+from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
+
+import pytest
+from minio import Minio
+from nats.aio.client import Client
+
+from infra.embedded import Servers
+from libs.config import Service, load
+from libs.events import (
+    Claim,
+    ExportCompleted,
+    ExportedFile,
+    File,
+    JobCreated,
+    PreparationCompleted,
+    PreparationProduced,
+    ProjectCreated,
+    ProjectDeleted,
+    ProjectFilesAdded,
+    ProjectRunStarted,
+    ProjectWorkStarted,
+    TrainingCancelled,
+    TrainingCheckpointed,
+    TrainingCompleted,
+    TrainingStarted,
+)
+from libs.runtime import bus as runtime
+from libs.storage import Storage
+from services.gateway.reactions import Sweep
+from services.gateway.views.progress import Progress, Step
+from tests.kit.history import Scribe
+from tests.kit.servers import bus_alone
+from tests.kit.views import World, running, world
+
+AT_ONCE = timedelta(microseconds=1)
+
+
+@pytest.fixture(scope="module")
+def bus() -> Iterator[Servers]:
+    with bus_alone() as bus:
+        yield bus
+
+
+@pytest.fixture
+async def here(servers: Servers, bus: Servers) -> AsyncIterator[World]:
+    nc: Client = await runtime.connect(bus.nats_url("infra"), name="infra")
+    async with world(servers, bus, nc) as world_:
+        yield world_
+    await nc.close()
+
+
+@pytest.fixture
+def bucket(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storage]:
+    """One of its own: a sweep removes all that its facts don't know, and the others' tests have facts elsewhere."""
+    name = f"sweep-{tmp_path_factory.mktemp('bucket').name}".replace("_", "-")
+    settings = load(Service, servers.environ("datasets", port=0) | {"TRAINYARD_S3_BUCKET": name})
+    endpoint = settings.s3_endpoint.removeprefix("http://")
+    Minio(endpoint, access_key=settings.s3_access_key, secret_key=settings.s3_secret_key, region=settings.s3_region, secure=False).make_bucket(name)
+    storage = Storage(settings)
+    yield storage
+    storage.close()
+
+
+async def test_what_facts_refer_to_survives_and_the_rest_goes(here: World, bucket: Storage):
+    claims = await a_whole_life(here, bucket)
+    orphans = [await bucket.put("local/train", b"of nobody"), await bucket.put("local/train/9", b"by a zombie"), await bucket.put("local/nobody", b"at all")]
+
+    removed = await swept(here, bucket)
+
+    assert removed == len(orphans)
+    assert await there(bucket) == {claim.key for claim in claims}
+
+
+async def test_what_belonged_to_a_deleted_project_goes_also_when_it_was_written_afterwards(here: World, bucket: Storage):
+    claims = await a_whole_life(here, bucket)
+    scribe = Scribe(here.log)
+    await scribe.write(ProjectCreated(project_id="q", name="another"))
+    await scribe.write(
+        ProjectRunStarted(project_id="q", job_id="late"), JobCreated(job_id="late", kind="train", stages=["training"], inputs={}, project_id="q")
+    )
+    await scribe.write(TrainingStarted(job_id="late", attempt=1))
+    early = await bucket.put("local/late/1", b"before")
+    await scribe.write(TrainingCheckpointed(job_id="late", attempt=1, step=1, state=early, steps=early))
+    await scribe.write(ProjectDeleted(project_id="q", job_ids=["late"]))
+    late = await bucket.put("local/late/1", b"after")
+    await scribe.write(TrainingCancelled(job_id="late", attempt=1, step=2, steps=late))
+
+    removed = await swept(here, bucket)
+
+    assert removed == 2
+    assert await there(bucket) == {claim.key for claim in claims}
+
+
+async def a_whole_life(here: World, bucket: Storage) -> list[Claim]:
+    """A project from its file to its export, with an object for everything that can have one."""
+    names = ("upload", "part", "snapshot", "state-1", "steps-1", "state-2", "steps-2", "model", "config", "steps-3", "report")
+    made = {name: await bucket.put("local/train", name.encode()) for name in names}
+    scribe = Scribe(here.log)
+    upload = made["upload"]
+    file = File(file_id="f", filename="a", kind="dataset_upload", mime_type="text/csv", size=6, sha256=upload.sha256, key=upload.key, job_id="ingest")
+    train = JobCreated(job_id="train", kind="train", stages=["preparation", "training"], inputs={}, project_id="p")
+    export = JobCreated(job_id="export", kind="export", stages=["export"], inputs={"training_job_id": "train"}, project_id="p")
+    await scribe.write(ProjectCreated(project_id="p", name="yard"))
+    await scribe.write(
+        ProjectFilesAdded(project_id="p", files=[file]), JobCreated(job_id="ingest", kind="ingest", stages=["preparation"], inputs={}, project_id="p")
+    )
+    await scribe.write(PreparationProduced(job_id="ingest", part=1, content=made["part"], rows=1, valid=1))
+    await scribe.write(ProjectRunStarted(project_id="p", job_id="train"), train)
+    await scribe.write(PreparationCompleted(job_id="train", parts=0, rows=1, valid=1, snapshot=made["snapshot"]))
+    for attempt in (1, 2):
+        await scribe.write(TrainingStarted(job_id="train", attempt=attempt))
+        await scribe.write(TrainingCheckpointed(job_id="train", attempt=attempt, step=attempt, state=made[f"state-{attempt}"], steps=made[f"steps-{attempt}"]))
+    artifacts = {"adapter_model.safetensors": made["model"], "adapter_config.json": made["config"]}
+    await scribe.write(TrainingCompleted(job_id="train", attempt=2, step=3, artifacts=artifacts, steps=made["steps-3"]))
+    await scribe.write(ProjectWorkStarted(project_id="p", job_id="export", kind="export"), export)
+    await scribe.write(ExportCompleted(job_id="export", files=[ExportedFile(name="report.md", content=made["report"], crc32=1)]))
+    return list(made.values())
+
+
+async def swept(here: World, bucket: Storage) -> int:
+    progress = Progress()
+    async with running(here.projector()):
+        progress.reached(Step(seq=await here.caught_up()))
+    return await Sweep(here.log, here.db, bucket, progress, holder="tests", older_than=AT_ONCE).once()
+
+
+async def there(bucket: Storage) -> set[str]:
+    return {key for key, _ in await bucket.keys(most=1000)}
