@@ -19,7 +19,7 @@ from msgspec.structs import FieldInfo
 
 from infra.embedded.settings import Settings
 from infra.nats.users import SERVICES
-from libs.config import Gateway, Service, describe
+from libs.config import Gateway, Service, Training, describe
 from libs.events import EVENTS, CloudEvent, Event, JobCreated, Origin
 from libs.events.catalog import LARGEST, envelope
 from libs.events.subjects import SECRET_CATEGORIES
@@ -75,6 +75,8 @@ def settings() -> str:
         _settings(every),
         "## The gateway besides",
         _settings([row for row in describe(Gateway) if row[0] not in known]),
+        "## The training service besides",
+        _settings([row for row in describe(Training) if row[0] not in known]),
         "## `make up`",
         "What `python -m infra.embedded` itself can be told; it passes everything else on to the services.",
         _settings(describe(Settings)),

@@ -58,7 +58,7 @@ def metrics(run: Run, curve: Curve) -> bytes:
             "format": FORMAT,
             "steps": run.completed.step,
             "seconds": round(run.seconds, 3),
-            "tokens_per_second": run.summary.get("tokens_per_second"),
+            "tokens_per_second": tokens_per_second(run),
             "initial": initial(run),
             "final": final(run),
             "best": {"step": best.step, **best.metrics} if best else None,
@@ -71,7 +71,11 @@ def metrics(run: Run, curve: Curve) -> bytes:
 
 def base_revision(run: Run) -> str:
     """The commit that was trained on, when only the newest was asked for."""
-    return run.tuning.revision or str(run.summary.get("base_revision", ""))
+    return run.tuning.revision or str(run.summary.get("revision", ""))
+
+
+def tokens_per_second(run: Run) -> Any:
+    return run.completed.metrics.get("tokens_per_second", run.summary.get("tokens_per_second"))
 
 
 def initial(run: Run) -> dict[str, float | None]:

@@ -29,7 +29,7 @@ from . import run
 from .copying import SETTINGS, Copy, lines, sound
 from .curve import Curve, Step, svg
 from .documents import metrics, training_config
-from .files import LOSS_CURVE, METRICS, REPORT, TRAINING_CONFIG, chosen, needed
+from .files import BASE_CONFIG, LOSS_CURVE, METRICS, REPORT, TRAINING_CONFIG, chosen, needed
 from .refused import Refused
 from .report import report
 from .run import Run
@@ -156,7 +156,7 @@ def _question(trained: Run, copies: dict[str, Copy]) -> Question:
     head = bytes(copies[weights].kept)
     if trained.tuning.method == "full":
         return Question(base_config=config, adapter_config=None, head=head, size=claim.size)
-    base_config = trained.summary.get("base_config")
+    base_config = trained.summary.get("base_config") or (_settings(BASE_CONFIG, copies[BASE_CONFIG].kept) if BASE_CONFIG in copies else None)
     if not isinstance(base_config, dict):
         raise Refused("unverifiable", "The training didn't tell the configuration of the base model, so nobody can say whether the adapter fits it.")
     return Question(base_config=base_config, adapter_config=config, head=head, size=claim.size)

@@ -12,6 +12,8 @@ OURS = (TRAINING_CONFIG, METRICS, REPORT, LOSS_CURVE)
 ARCHIVE = "finetuneflow_export.zip"
 """Made of all files by whoever sends it; none of them may bear its name."""
 ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
+BASE_CONFIG = "base_config.json"
+"""The base model's own, where the training's summary had no room for it."""
 MODEL = ("model.safetensors", "config.json")
 _KINDS = (".safetensors", ".json", ".jinja", ".txt", ".model")
 """Weights, settings, templates, vocabularies: nothing that is run when it is opened."""

@@ -7,8 +7,10 @@ from typing import Any
 
 import msgspec
 
+from libs.tiny import BASE
+
 from .curve import Curve
-from .documents import base_revision, best_evaluation, final, initial
+from .documents import base_revision, best_evaluation, final, initial, tokens_per_second
 from .markdown import code, lines, table, text
 from .run import Run
 from .verification import Verdict
@@ -17,20 +19,24 @@ PROMPTS = 10
 """Most prompts whose completions are shown."""
 TOLD_ELSEWHERE = frozenset(
     {
-        "base_config",
-        "base_revision",
-        "verified",
-        "versions",
-        "warnings",
-        "hardware",
-        "device",
-        "tokens_per_second",
-        "seconds",
-        "tokens",
-        "parameters",
-        "trainable",
+        *("base_config", "verified", "versions", "warnings", "hardware", "device", "tokens_per_second", "tokens", "parameters", "trainable_parameters"),
+        *(
+            "model",
+            "revision",
+            "smoke",
+            "method",
+            "metrics",
+            "evaluations",
+            "samples",
+            "steps",
+            "total_steps",
+            "best_step",
+            "training_seconds",
+            "duration_seconds",
+        ),
     }
 )
+"""Of a training's summary. Whatever else it says is put in a table as it is."""
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9./~][A-Za-z0-9._/~-]{0,299}")
 """Can stand in a command or in Python as it is."""
 
@@ -66,7 +72,7 @@ def _warnings(run: Run, left_behind: list[str]) -> Iterator[str]:
     if not run.preparation.splits.get("eval"):
         told.append("No rows were held out, so nothing says how the model does on text that it was not trained on.")
     if run.reduced:
-        told.append(f"Memory ran short {len(run.reduced)} times; micro-batches were made smaller. The gradients are the same.")
+        told.append(f"Memory ran short at step {run.reduced[0].step:,}: fewer tokens went through the model at once from there on. The gradients are the same.")
     if left_behind:
         told.append(f"Not part of the export, because nothing that loads the model needs it: {', '.join(text(name) for name in left_behind)}.")
     if told:
@@ -85,7 +91,9 @@ def _losses(run: Run, curve: Curve) -> Iterator[str]:
     yield table(
         ["", "Before", "After", "Change"], [[name, _number(old), _number(new), _change(old, new)] for name, old, new in rows if (old, new) != (None, None)]
     )
-    if best and best.step != run.completed.step:
+    if isinstance(kept := run.summary.get("best_step"), int) and kept != run.completed.step:
+        yield f"The exported weights are those of step {kept:,}, which had the best loss on held-out rows; the training went on to step {run.completed.step:,}."
+    elif best and best.step != run.completed.step:
         yield f"The best loss on held-out rows, {_number(best.metrics.get('eval_loss'))}, was measured at step {best.step:,}."
     yield "![Loss by step](loss_curve.svg)"
 
@@ -100,10 +108,15 @@ def _samples(run: Run) -> Iterator[str]:
     yield "## What it says"
     if first:
         yield f"Before is the model at step {first.step:,}, after is step {last.step:,}."
-    for sample in last.samples[:PROMPTS]:
-        prompt = _prompt(sample)
-        said = [("Before", before.get(prompt)), ("After" if first else "Says", str(sample.get("completion", ""))), ("Expected", sample.get("expected"))]
-        yield table(["Prompt", lines(prompt, most=1000)], [[name, lines(str(words))] for name, words in said if words is not None])
+    shown = last.samples[:PROMPTS]
+    columns = [
+        ("Prompt", [lines(_prompt(sample), most=1000) for sample in shown]),
+        ("Before", [lines(before.get(_prompt(sample), "—")) for sample in shown] if first else []),
+        ("After" if first else "Says", [lines(str(sample.get("completion", ""))) for sample in shown]),
+        ("Expected", [lines(str(sample["expected"])) if sample.get("expected") else "" for sample in shown]),
+    ]
+    there = [(name, cells) for name, cells in columns if any(cells)]
+    yield table([name for name, _ in there], zip(*(cells for _, cells in there), strict=True))
 
 
 def _loading(run: Run) -> Iterator[str]:
@@ -123,6 +136,8 @@ def _loading(run: Run) -> Iterator[str]:
         return
     commit = f" at commit {text(found)}" if found else ""
     yield f"Put the files of this export into a folder `adapter`. The base model, {text(run.tuning.base_model)}{commit}, is not part of the export."
+    if run.tuning.base_model == BASE:
+        yield "It is the tiny model with random weights that ships with this platform, made by whoever trains it, and on no hub: give its folder in place of its name."
     yield _block(
         "python",
         "from peft import PeftModel",
@@ -164,11 +179,12 @@ def _machine(run: Run) -> Iterator[str]:
     summary = run.summary
     rows = [
         ("Device", _told(summary.get("hardware") or summary.get("device") or run.attempts[-1].device)),
-        ("Duration", _duration(run.seconds)),
-        ("Tokens per second", _number(summary.get("tokens_per_second"))),
+        ("Duration, from the first attempt on", _duration(run.seconds)),
+        ("Duration of the steps", _duration(spent) if isinstance(spent := summary.get("training_seconds"), int | float) else ""),
+        ("Tokens per second", _number(tokens_per_second(run))),
         ("Tokens", _number(summary.get("tokens"))),
         ("Parameters", _number(summary.get("parameters"))),
-        ("Trained parameters", _number(summary.get("trainable"))),
+        ("Trained parameters", _number(summary.get("trainable_parameters"))),
         *((text(name.replace("_", " ").capitalize()), _told(value)) for name, value in summary.items() if name not in TOLD_ELSEWHERE and _is_small(value)),
         *((text(name), text(str(version))) for name, version in sorted(_dict(summary.get("versions")).items())),
     ]
@@ -254,7 +270,7 @@ def _number(value: Any) -> str:
         case int():
             return f"{value:,}"
         case float():
-            return f"{value:,.4f}" if abs(value) < 100 else f"{value:,.1f}"
+            return f"{value:.3g}" if 0 < abs(value) < 0.001 else f"{value:,.4f}" if abs(value) < 100 else f"{value:,.1f}"
         case _:
             return text(str(value))
 

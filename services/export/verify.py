@@ -60,6 +60,7 @@ class _Unfit(Exception):
 
 def _wanted(question: Question) -> tuple[dict[str, list[int]], set[str], str]:
     """Names and shapes that the libraries would load, those they can do without, and who they are. Imported late: behind the bounds, and behind our own look."""
+    sys.modules["bitsandbytes"] = None  # pyright: ignore[reportArgumentType]  # only quantised weights need it; peft would take a second to import it
     import torch
     import transformers
 

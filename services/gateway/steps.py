@@ -128,7 +128,6 @@ class Ear:
     async def open(self) -> AsyncGenerator[list[Told], None]:
         """From here on what is told is heard; what this gives has all that was told before."""
         await self._telemetry.open(self._subject)
-        self._buffer.clear()
         self.lost = False
         return self._telemetry.kept(self._subject)
 

@@ -52,6 +52,8 @@ class Attempt:
         self._log_path = folder / "steps.jsonl"
         self._facts: asyncio.Queue[Event] = asyncio.Queue()
         self._uploads = Uploads(self._keep)
+        self._kept = 0
+        self._link: Link | None = None
         self._hello: Hello | None = None
         self._ready: Ready | None = None
         self._told: tuple[float, int] = (0.0, 0)
@@ -96,6 +98,7 @@ class Attempt:
         )
         await self._pen.append(started, as_read=True)
         self._pen.attempt = self._number
+        self._uploads = Uploads(self._keep, stored=started.resumed_from)
 
     async def _furnished(self, resume: TrainingCheckpointed | None) -> RunSpec:
         snapshot = self._pen.story.snapshot
@@ -131,7 +134,7 @@ class Attempt:
 
     async def _supervised(self, child: Child) -> Event:
         self._steps = StepLog(self._log_path, attempt=self._number)
-        link = await Link.open(child, self._hear)
+        link = self._link = await Link.open(child, self._hear)
         beside = [asyncio.create_task(self._beside(work)) for work in (self._write(link), self._uploads.run(), self._look_on())]
         try:
             await self._until_over(link)
@@ -223,7 +226,9 @@ class Attempt:
             case Step():
                 self._steps.add(frame)
             case Checkpoint(step=step, path=path):
-                self._uploads.offer(Kept(step=step, path=self._own(path), log_size=self._steps.size()))
+                self._kept += 1
+                kept = self._own(path).rename(self._folder / f"kept-{self._kept}")
+                self._uploads.offer(Kept(step=step, path=kept, log_size=self._steps.size()))
             case Hello():
                 self._hello = frame
             case Ready():
@@ -232,6 +237,8 @@ class Attempt:
             case _:
                 if fact := telling.fact(frame, job_id=self._job_id, attempt=self._number):
                     self._facts.put_nowait(fact)
+                    if self._link and self._facts.qsize() > BACKLOG:
+                        self._link.hold(True)
 
     def _own(self, path: str) -> Path:
         """A child can't have anything of ours stored as a file of its own."""
@@ -251,9 +258,9 @@ class Attempt:
     async def _write(self, link: Link) -> None:
         while True:
             event = await self._facts.get()
-            link.hold(self._facts.qsize() > BACKLOG)
             await self._pen.append(event)
             self._facts.task_done()
+            link.hold(self._facts.qsize() > BACKLOG)
 
     async def _look_on(self) -> None:
         while True:
@@ -316,7 +323,8 @@ class Attempt:
     async def _within(self, patience: float, work: Coroutine[Any, Any, T]) -> T | None:
         """What came of it in time, or nothing."""
         try:
-            return await asyncio.wait_for(work, patience)
+            async with asyncio.timeout(patience):
+                return await work
         except (TimeoutError, StorageDown):
             return None
 

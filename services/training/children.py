@@ -109,7 +109,8 @@ class Children:
         self._forks.append(forked)
         try:
             socket.send_fds(self._control, [packed(order)], [theirs.fileno()])
-            return await asyncio.wait_for(forked, _PATIENCE)
+            async with asyncio.timeout(_PATIENCE):
+                return await forked
         except (TimeoutError, OSError) as error:
             self._server.kill()
             raise Gone(f"no child within {_PATIENCE:g} s") from error

@@ -73,7 +73,8 @@ class Hardware:
 
     async def _find_out(self) -> Usable:
         try:
-            return await asyncio.wait_for(self._ask_child(), PATIENCE)
+            async with asyncio.timeout(PATIENCE):
+                return await self._ask_child()
         except (Gone, TimeoutError, OSError, msgspec.DecodeError) as error:
             log.warning("a child could not tell whether CUDA works: %s", str(error) or type(error).__name__)
             return Usable()

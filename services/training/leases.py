@@ -131,7 +131,8 @@ class Pull:
     async def take(self) -> Lease:
         while True:
             with suppress(TimeoutError):
-                msg = await asyncio.wait_for(self._request(), _PULL + _PATIENCE)
+                async with asyncio.timeout(_PULL + _PATIENCE):
+                    msg = await self._request()
                 match (msg.headers or {}).get("Status"):
                     case None:
                         return Lease(msg)

@@ -47,7 +47,7 @@ class Link(asyncio.Protocol):
 
     def hold(self, on: bool) -> None:
         """While it is held, a child that says too much has to wait."""
-        if self._transport and on != self._held:
+        if self._transport and not self._transport.is_closing() and on != self._held:
             self._held = on
             (self._transport.pause_reading if on else self._transport.resume_reading)()
 
@@ -56,28 +56,22 @@ class Link(asyncio.Protocol):
         self.send(Cancel())
         if not self.ready:
             heed = min(heed, 1.0)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self.over.wait(), heed)
+        await _within(heed, self.over)
         if not self.over.is_set() and self.ready and term:
             log.warning("a child doesn't heed a cancel", extra={"child": self.child.pid})
             self.child.signal(signal.SIGTERM)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self.over.wait(), term)
+            await _within(term, self.over)
         if not self.over.is_set():
             self.child.signal(signal.SIGKILL)
 
     async def close(self, *, leaving: float = LEAVING) -> None:
         """Returns when the process has ended, or was killed and nobody says that it has."""
         if not self.broken:
-            await self._ended(leaving if self.last_word else LEFT)
+            await _within(leaving if self.last_word else LEFT, self.child.ended)
         self.child.signal(signal.SIGKILL)
-        await self._ended(LEAVING)
+        await _within(LEAVING, self.child.ended)
         if self._transport:
             self._transport.close()
-
-    async def _ended(self, patience: float) -> None:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self.child.ended.wait(), patience)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass of it
@@ -105,3 +99,10 @@ class Link(asyncio.Protocol):
                 self._hear(frame)
             case _:
                 self._hear(frame)
+
+
+async def _within(patience: float, event: asyncio.Event) -> None:
+    """Not asyncio.wait_for: before Python 3.12 it forgets a cancellation that comes together with what it waits for."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(patience):
+            await event.wait()

@@ -151,7 +151,8 @@ class Run:
     async def _give_back(self) -> None:
         if self._pen.attempt != self._told_lost:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._tell_lost(GIVEN_BACK, "the training service was asked to end"), self._place.timing.answer / 4)
+                async with asyncio.timeout(self._place.timing.answer / 4):
+                    await self._tell_lost(GIVEN_BACK, "the training service was asked to end")
         raise GivenBack
 
     async def _tell_lost(self, cause: str, message: str) -> None:

@@ -26,11 +26,12 @@ _queue_length = prometheus_client.Gauge("trainyard_queue_length", "Jobs that are
 
 
 class Scheduler:
-    def __init__(self, event_log: EventLog, leases: Leases) -> None:
+    def __init__(self, event_log: EventLog, leases: Leases, *, again: float = AGAIN) -> None:
         self._log = event_log
         self._leases = leases
         self._queue = Queue()
         self._news = asyncio.Event()
+        self._again = again
         self._offered_again = 0.0
 
     async def run(self) -> None:
@@ -66,7 +67,8 @@ class Scheduler:
     async def _settled(self) -> None:
         """Something has happened, or it is time to look; and nothing more comes in for a moment."""
         try:
-            await asyncio.wait_for(self._news.wait(), LOOK)
+            async with asyncio.timeout(LOOK):
+                await self._news.wait()
         except TimeoutError:
             return
         while self._news.is_set():
@@ -96,7 +98,7 @@ class Scheduler:
 
     async def _release(self) -> None:
         now = asyncio.get_running_loop().time()
-        if now - self._offered_again >= AGAIN:
+        if now - self._offered_again >= self._again:
             self._offered_again = now
             for entry in self._queue.in_work:
                 await self._leases.offer(entry.tenant, entry.job_id)

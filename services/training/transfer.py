@@ -65,8 +65,10 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
 class Uploads:
     """One at a time, the newest first; older ones that wait are let go. So a store that is away costs the disk two checkpoints, whatever the run writes."""
 
-    def __init__(self, put: Callable[[Kept], Awaitable[None]]) -> None:
+    def __init__(self, put: Callable[[Kept], Awaitable[None]], *, stored: int = 0) -> None:
         self._put = put
+        self._stored = stored
+        """The last step of which a checkpoint is in the store: another one of it adds nothing."""
         self._newest: Kept | None = None
         self._news = asyncio.Event()
         self._idle = asyncio.Event()
@@ -91,7 +93,9 @@ class Uploads:
             while kept := self._newest:
                 self._newest = None
                 try:
-                    await self._put(kept)
+                    if kept.step > self._stored:
+                        await self._put(kept)
+                        self._stored = kept.step
                     delay = _FIRST_DELAY
                 except StorageDown as error:
                     log.warning("a checkpoint waits for the object store: %s", error, extra={"step": kept.step})
@@ -99,15 +103,14 @@ class Uploads:
                     if self._newest is kept:
                         await self._wait(delay)
                         delay = min(2 * delay, _LONGEST_DELAY)
-                except FileNotFoundError:
-                    log.warning("a checkpoint is gone before it was stored", extra={"step": kept.step})
                 if self._newest is not kept:
                     kept.path.unlink(missing_ok=True)
             self._idle.set()
 
     async def _wait(self, delay: float) -> None:
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), delay)
+            async with asyncio.timeout(delay):
+                await self._news.wait()
 
 
 async def _fetch(storage: Storage, claim: Claim, path: Path) -> None:

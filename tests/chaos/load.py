@@ -61,7 +61,7 @@ class Load:
             self.delete: 5,
             self.delete_twice: 3,
             self.read: 12,
-            **({self.train: 8, self.train_twice: 2, self.cancel_run: 4, self.export: 5} if self._trains else {}),
+            **({self.train: 20, self.train_twice: 4, self.cancel_run: 4, self.export: 10} if self._trains else {}),
         }
         while not self.over:
             await asyncio.sleep(rng.uniform(0, 2 * self._pace))

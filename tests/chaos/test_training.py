@@ -73,6 +73,17 @@ async def undisturbed(yard: Yard) -> TrainingCompleted:
     return await yard.end(job)
 
 
+@pytest.fixture(scope="module")
+async def killed_export(yard: Yard, undisturbed: TrainingCompleted) -> str:
+    """Twenty seconds pass before somebody takes it up again: the other tests go on meanwhile."""
+    (service,) = yard.platform.export
+    job = (await yard.http.post(f"{yard.path}/export")).json()["job_id"]
+    await yard.until(job, ExportStarted)
+    service.kill()
+    await revive(service)
+    return job
+
+
 async def test_a_run_that_nobody_disturbs_learns(yard: Yard, undisturbed: TrainingCompleted):
     losses = [step["train_loss"] for step in await steps(yard, undisturbed)]
 
@@ -80,6 +91,7 @@ async def test_a_run_that_nobody_disturbs_learns(yard: Yard, undisturbed: Traini
     assert sum(losses[-20:]) < sum(losses[:20]) / 2
 
 
+@pytest.mark.usefixtures("killed_export")
 async def test_whoever_trains_may_be_killed_or_sleep(yard: Yard, undisturbed: TrainingCompleted):
     """The child, the forkserver, the service, and a service that sleeps so long that its lease is another's: each when there is a new checkpoint."""
     job = await yard.start()
@@ -143,18 +155,13 @@ async def test_a_run_goes_on_while_servers_are_away(yard: Yard, undisturbed: Tra
     assert await like(yard, undisturbed, job) == []
 
 
-async def test_an_export_may_be_killed(yard: Yard, undisturbed: TrainingCompleted):
-    (service,) = yard.platform.export
-    job = (await yard.http.post(f"{yard.path}/export")).json()["job_id"]
-    await yard.until(job, ExportStarted)
+async def test_an_export_may_be_killed(yard: Yard, undisturbed: TrainingCompleted, killed_export: str):
+    completed = await yard.end(killed_export)
 
-    service.kill()
-    await revive(service)
-    completed = await yard.until(job, ExportCompleted)
-
+    assert isinstance(completed, ExportCompleted)
     weights = {file.name: file.content.sha256 for file in completed.files}["adapter_model.safetensors"]
     assert weights == undisturbed.artifacts["adapter_model.safetensors"].sha256
-    assert len(await yard.said(job, ExportCompleted)) == 1
+    assert len(await yard.ends(killed_export)) == 1
 
 
 async def test_a_run_is_cancelled_wherever_it_is(yard: Yard):
@@ -210,7 +217,10 @@ async def test_after_all_of_this_nothing_is_wrong(yard: Yard):
     assert await yard.platform.rest(PATIENCE) == ""
     await yard.platform.sweep()
 
-    assert summary(check(await yard.platform.collect())) == ""
+    evidence = await yard.platform.collect()
+
+    assert summary(check(evidence)) == ""
+    assert {fact.type for fact in evidence.facts} >= {"training.attempt_lost", "training.checkpointed", "training.evaluated", "training.cancelled"}
 
 
 # What is compared

@@ -62,6 +62,7 @@ class Trained:
             "versions": {"torch": "2.13.0", "peft": "0.21.2"},
             "verified": {"largest_difference": 1e-7},
             "tokens_per_second": 1234.5,
+            "best_step": 30,
             "warnings": [f"3 rows were cut {HOSTILE}"],
             "packing_efficiency": 0.97,
         }

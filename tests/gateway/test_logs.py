@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -13,6 +14,7 @@ from nats.aio.client import Client
 
 from infra.embedded import Process, Servers
 from libs.config import Gateway, load
+from libs.events import Recorded, TrainingEvaluated
 from libs.events.log import EventLog
 from libs.runtime import bus
 from libs.storage import Storage
@@ -22,6 +24,7 @@ from services.gateway.live import Live, TooSlow
 from services.gateway.steps import Step, stored
 from tests.kit.eventually import eventually
 from tests.kit.gateway import KEPT, client, running
+from tests.kit.proxy import wire
 from tests.kit.runs import LOCAL, FakeRun, loss, new_run, shown
 from tests.kit.servers import revive
 
@@ -241,8 +244,8 @@ async def test_steps_that_the_bus_lost_are_shown_with_the_next_checkpoint_in_the
         await run.tell(1, 5)
         await eventually(lambda: steps(events), of=5)
         await run.tell(9, 12)
-        await run.checkpoint(12)
         await run.tell(13, 14)
+        await run.checkpoint(12)
         await eventually(lambda: steps(events), of=14)
 
     assert steps(events) == list(range(1, 15))
@@ -264,14 +267,16 @@ async def test_steps_that_the_bus_lost_are_shown_before_the_end(api: httpx.Async
 
 async def test_of_a_run_that_ended_without_a_step_log_all_is_shown_that_the_bus_still_has(api: httpx.AsyncClient, started: NewRun):
     run = await started()
-    await run.tell(1, 5)
-    await run.tell(9, 10)
-    await run.fail("CUDA out of memory")
+    async with watching(api, run) as (live, task):
+        await run.tell(1, 5)
+        await eventually(lambda: steps(live), of=5)
+        await run.tell(9, 10)
+        await run.fail("CUDA out of memory")
+        await asyncio.wait_for(task, 10)
 
-    events = await events_of(api, run)
-
-    assert steps(events) == [1, 2, 3, 4, 5, 9, 10]
-    assert events[-1][1:] == ("error", {"status": "failed", "error": "CUDA out of memory"})
+    for events in (live, await events_of(api, run)):
+        assert steps(events) == [1, 2, 3, 4, 5, 9, 10]
+        assert events[-1][1:] == ("error", {"status": "failed", "error": "CUDA out of memory"})
 
 
 async def test_a_cancelled_run_ends_complete(api: httpx.AsyncClient, started: NewRun):
@@ -376,8 +381,13 @@ async def test_a_stream_outlasts_the_bus_and_the_store(mortal: Servers, its_gate
 
 
 @asynccontextmanager
-async def a_live(servers: Servers) -> AsyncIterator[Live]:
-    nc = await bus.connect(servers.nats_url("gateway"), name="gateway")
+async def a_live(url: str) -> AsyncIterator[Live]:
+    """As the gateway wires it."""
+
+    async def reconnected() -> None:
+        await live.resync()
+
+    nc = await bus.connect(url, name="gateway", reconnected_cb=reconnected)
     live = Live(EventLog(nc, source="/tests"))
     await live.listen(nc)
     yield live
@@ -406,7 +416,7 @@ async def test_a_job_is_listened_to_once_while_somebody_watches_it_and_not_after
 
     run = await started()
     found = await looked(run)
-    async with a_live(servers) as live:
+    async with a_live(servers.nats_url("gateway")) as live:
         viewers = [asyncio.create_task(watch(live, found)) for _ in range(5)]
         await eventually(lambda: live.telemetry._subscriptions)
         await run.tell(1, 3)
@@ -416,9 +426,55 @@ async def test_a_job_is_listened_to_once_while_somebody_watches_it_and_not_after
     assert await consumers() == 0
 
 
+async def shown_of(played: AsyncIterator[Recorded | list[Step] | None], last: type) -> list[int | str]:
+    """Numbers of steps and types of facts, up to the first fact of a type."""
+    seen: list[int | str] = []
+    async for news in played:
+        if isinstance(news, list):
+            seen += [step.step for step in news]
+        elif news is not None:
+            seen.append(news.envelope.type)
+            if isinstance(news.event, last):
+                break
+    return seen
+
+
+async def test_a_fact_that_overtakes_its_steps_waits_for_them(servers: Servers, started: NewRun, storage: Storage, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(playback, "_ON_THE_WAY", 20.0)
+    run = await started()
+    await run.tell(1, 2)
+    async with a_live(servers.nats_url("gateway")) as live, aclosing(playback.play(live, storage, await looked(run))) as played:
+        while not isinstance(await anext(played), list):
+            pass
+        waiting = asyncio.create_task(shown_of(played, TrainingEvaluated))
+        fact = await run.evaluate(4)
+        await eventually(lambda: any(watcher.seq == fact for watcher in live._all()))  # there is no other way to see it
+        await run.tell(3, 4)
+
+        assert await asyncio.wait_for(waiting, 10) == [3, 4, "training.evaluated"]
+
+
+async def test_steps_told_while_only_the_gateway_lost_the_bus_are_shown_when_it_is_back(servers: Servers, started: NewRun, storage: Storage):
+    run = await started()
+    await run.tell(1, 2)
+    gateway = urlsplit(servers.nats_url("gateway"))
+    async with wire("127.0.0.1", gateway.port or 0) as between:
+        url = gateway._replace(netloc=f"{gateway.username}:{gateway.password}@127.0.0.1:{between.port}").geturl()
+        async with a_live(url) as live, aclosing(playback.play(live, storage, await looked(run))) as played:
+            while not isinstance(await anext(played), list):
+                pass
+            coming = asyncio.ensure_future(anext(played))
+            between.cut()
+            await run.tell(3, 4)
+
+            while not isinstance(news := await asyncio.wait_for(coming, 10), list):
+                coming = asyncio.ensure_future(anext(played))
+            assert [step.step for step in news] == [3, 4]
+
+
 async def test_while_nothing_happens_a_stream_shows_that_it_is_alive(servers: Servers, started: NewRun, storage: Storage):
     run = await started()
-    async with a_live(servers) as live, aclosing(playback.play(live, storage, await looked(run), heartbeat=0.05)) as played:
+    async with a_live(servers.nats_url("gateway")) as live, aclosing(playback.play(live, storage, await looked(run), heartbeat=0.05)) as played:
         assert await asyncio.wait_for(_first_silence(played), 5)
 
 
@@ -433,7 +489,7 @@ async def test_a_viewer_that_does_not_keep_up_with_the_steps_is_closed(servers: 
     monkeypatch.setattr(steps_module, "BUFFER", 5)
     run = await started()
     await run.tell(1, 1)
-    async with a_live(servers) as live:
+    async with a_live(servers.nats_url("gateway")) as live:
         played = playback.play(live, storage, await looked(run))
         while not isinstance(await anext(played), list):
             pass

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from infra.embedded import Process, Servers
+from libs.config import Gateway, load
 from libs.events.log import EventLog
 from services.gateway import hub as hub_module
 from services.gateway.hub import Hub, HubDown, NoSuchModel, NotAllowed
@@ -290,6 +291,14 @@ async def test_nothing_is_asked_for_a_project_that_is_not_there(api: httpx.Async
     answer = await resolve(api, "019a0000-0000-7000-8000-000000000003", "some/model")
 
     assert (answer.status_code, the_hub.asked) == (404, [])
+
+
+def test_the_hubs_settings_go_by_the_names_that_other_tools_use_too_but_ours_go_first(servers: Servers):
+    environ = servers.environ("gateway", port=1) | {"HF_ENDPOINT": "http://mirror", "HF_TOKEN": "theirs", "TRAINYARD_HF_TOKEN": "ours"}
+
+    settings = load(Gateway, environ)
+
+    assert (settings.hf_endpoint, settings.hf_token) == ("http://mirror", "ours")
 
 
 # ---- folders

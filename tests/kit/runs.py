@@ -80,8 +80,10 @@ class FakeRun:
     async def progress(self, step: int) -> None:
         await self.add(TrainingProgressed(job_id=self.job, attempt=self.attempt, step=step, total_steps=self.total, metrics={"train_loss": 1.0}))
 
-    async def evaluate(self, step: int) -> None:
-        await self.add(TrainingEvaluated(job_id=self.job, attempt=self.attempt, step=step, metrics={"eval_loss": 1.85, "perplexity": 6.36, "other": 1.0}))
+    async def evaluate(self, step: int) -> int:
+        return await self.add(
+            TrainingEvaluated(job_id=self.job, attempt=self.attempt, step=step, metrics={"eval_loss": 1.85, "perplexity": 6.36, "other": 1.0})
+        )
 
     async def checkpoint(self, step: int) -> None:
         state = Claim(key=f"{LOCAL}/{self.job}/state", sha256="0" * 64, size=1)
@@ -108,10 +110,12 @@ class FakeRun:
         lines = b"".join(msgspec.json.encode(line(step, self.attempt)) + b"\n" for step in range(1, last + 1))
         return await self.storage.put(f"{LOCAL}/{self.job}/{self.attempt}", lines)
 
-    async def add(self, event: Event) -> None:
+    async def add(self, event: Event) -> int:
+        """Its position in the log."""
         category = str(event.__struct_config__.tag).partition(".")[0]
         (fact,) = await self.log.append([Write(events=[event], after=self._last.get(category, 0))], origin=self._origin, budget=20)
         self._last[category] = fact.seq
+        return fact.seq
 
 
 async def new_run(api: httpx.AsyncClient, log: EventLog, nc: Client, storage: Storage, *, total: int = 40) -> FakeRun:

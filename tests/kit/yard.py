@@ -13,7 +13,7 @@ import httpx
 
 from infra.embedded import Process
 from libs.config import Gateway, load
-from libs.events import Event, PreparationCancelled, PreparationFailed, TrainingCancelled, TrainingCheckpointed, TrainingCompleted, TrainingFailed
+from libs.events import Event, TrainingCheckpointed, kind
 from libs.events.log import EventLog
 from libs.storage import Storage
 from libs.tiny import BASE
@@ -22,7 +22,7 @@ from tests.kit.platform import Platform
 from tests.kit.processes import lives, trainers
 
 DATA = Path(__file__).parents[2] / "infra" / "demo" / "marlow_yard.jsonl"
-ENDED = (PreparationCancelled, PreparationFailed, TrainingCancelled, TrainingCompleted, TrainingFailed)
+ENDED = ("training.completed", "export.completed")
 PATIENCE = 60.0
 """Seconds for anything that a worker has to do: a forkserver takes ten to be warm on a busy machine, a lease ten to be somebody else's."""
 
@@ -71,15 +71,15 @@ class Yard:
     async def story(self, job: str) -> list[Event]:
         return [recorded.event for recorded in await self.log.read(f"ev.local.*.*.{job}") if recorded.event]
 
-    async def said(self, job: str, kind: type[Event], **about: Any) -> list[Any]:
-        found = [event for event in await self.story(job) if isinstance(event, kind)]
+    async def said(self, job: str, type_: type[Event], **about: Any) -> list[Any]:
+        found = [event for event in await self.story(job) if isinstance(event, type_)]
         return [event for event in found if all(getattr(event, name) == value for name, value in about.items())]
 
-    async def until(self, job: str, kind: type[Event], *, of: int = 1, patience: float = PATIENCE, **about: Any) -> Any:
+    async def until(self, job: str, type_: type[Event], *, of: int = 1, patience: float = PATIENCE, **about: Any) -> Any:
         """The last of these facts, once there are so many; never waits behind the end of a job."""
 
         async def look() -> list[Any]:
-            found = await self.said(job, kind, **about)
+            found = await self.said(job, type_, **about)
             if len(found) < of:
                 assert not (ends := await self.ends(job)), f"the job ended: {ends}"
                 await asyncio.sleep(PAUSE)
@@ -88,7 +88,7 @@ class Yard:
         return (await eventually(look, of=of, patience=patience))[-1]
 
     async def ends(self, job: str) -> list[Any]:
-        return [event for event in await self.story(job) if isinstance(event, ENDED)]
+        return [event for event in await self.story(job) if kind(event) in ENDED or kind(event).endswith((".failed", ".cancelled"))]
 
     async def end(self, job: str, *, patience: float = PATIENCE) -> Any:
         async def look() -> list[Any]:

@@ -1,10 +1,14 @@
 """Whose turn it is, and that nobody's turn comes twice."""
 
 import asyncio
-from collections.abc import Callable
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 from infra.embedded import Process, Servers
 from libs.events import (
@@ -18,8 +22,10 @@ from libs.events import (
     TrainingFailed,
     TrainingStarted,
 )
+from libs.events.log import EventLog
 from services.training.leases import Demand, Leases
 from services.training.queue import Queue
+from services.training.scheduler import Scheduler
 from tests.kit.eventually import eventually
 from tests.kit.given import recorded
 from tests.kit.servers import revive
@@ -191,12 +197,53 @@ async def test_two_replicas_give_every_job_to_one_worker_only(place: Servers, tr
         assert [(await job.names()).count("started") for job in jobs] == [1] * 8
 
 
-async def test_a_lease_that_somebody_deleted_is_offered_again(place: Servers, nc: Client, job: Job, training: Process):
-    await job.create(steps=3)
-    await job.prepare()
-    await job.completed()
-    with service(place, label="training-3") as late:  # it reads the whole log anew, and releases nothing of what has ended
-        await revive(late)
-        await job.ended()
+async def test_a_replica_that_comes_late_releases_nothing_of_what_has_ended(
+    place: Servers, nc: Client, training: Process, log: EventLog, new_job: Callable[[], Job]
+):
+    ended, waiting = new_job(), new_job()
+    await ended.create(steps=1)
+    await ended.prepare()
+    await ended.completed()
+    offered: list[str] = []
+    subscription = await nc.subscribe("work.gpu.>", cb=partial(_note, offered))
 
-    assert (await job.names()).count("started") == 1
+    async with scheduling(nc, log):
+        await waiting.create(steps=1)
+        await waiting.prepare()
+        await waiting.completed()
+    await subscription.unsubscribe()
+
+    assert set(offered) == {f"work.gpu.{waiting.tenant}.{waiting.id}"}
+
+
+async def test_a_lease_that_somebody_deleted_is_offered_again(training: Process, nc: Client, log: EventLog, new_job: Callable[[], Job]):
+    running, waiting = [new_job(), new_job()], new_job()
+    for job in (*running, waiting):
+        await job.create(steps=2_000 if job in running else 1, pause=0.02)
+        await job.prepare()
+        if job in running:
+            await job.started()
+    subject = f"work.gpu.{waiting.tenant}.{waiting.id}"
+    await eventually(lambda: _purged(nc, subject))
+
+    async with scheduling(nc, log, again=0.1):
+        for job in running:
+            await job.cancel()
+        await waiting.completed()
+
+
+@asynccontextmanager
+async def scheduling(nc: Client, log: EventLog, **settings: float) -> AsyncIterator[None]:
+    """One more scheduler."""
+    running = asyncio.create_task(Scheduler(log, Leases(nc), **settings).run())
+    yield
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def _note(offered: list[str], msg: Msg) -> None:
+    offered.append(msg.subject)
+
+
+async def _purged(nc: Client, subject: str) -> int:
+    return json.loads((await nc.request("$JS.API.STREAM.PURGE.WORK", json.dumps({"filter": subject}).encode())).data)["purged"]

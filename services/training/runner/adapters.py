@@ -38,10 +38,10 @@ def attach(model: PreTrainedModel, tuning: FineTune, *, name: str) -> PeftModel:
     return _adapted(model, config)
 
 
-def _adapted(model: PreTrainedModel, config: PeftConfig, **options: bool) -> PeftModel:
+def _adapted(model: PreTrainedModel, config: PeftConfig, *, low_cpu_mem_usage: bool = False) -> PeftModel:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers in words that are going away
-        adapted = get_peft_model(model, config, **options)
+        adapted = get_peft_model(model, config, low_cpu_mem_usage=low_cpu_mem_usage)
     assert isinstance(adapted, PeftModel)
     return adapted
 
@@ -68,7 +68,7 @@ def fuse(model: nn.Module) -> Callable[[], None]:
 
     def undo() -> None:
         for layer in fused:
-            del layer.forward
+            del layer.forward  # pyright: ignore[reportAttributeAccessIssue]
 
     return undo
 
@@ -125,13 +125,6 @@ def _weight(base: nn.Linear, dtype: torch.dtype) -> Tensor:
     from bitsandbytes.functional import dequantize_4bit
 
     return dequantize_4bit(base.weight, base.weight.quant_state).to(dtype)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def never_repack(model: nn.Module) -> None:
-    """On some CPUs bitsandbytes re-arranges 4-bit weights for inference in place when a model is evaluated; training couldn't read them any more."""
-    for module in model.modules():
-        if _quantized(module):
-            module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportArgumentType]
 
 
 def save(model: PeftModel, folder: Path) -> None:

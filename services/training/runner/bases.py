@@ -130,7 +130,15 @@ def load(base: Base, spec: RunSpec) -> PreTrainedModel:
     if missing := sorted(info["missing_keys"]):
         raise Failure("model", f"{base.name} lacks weights that its configuration asks for, {missing[0]} among {len(missing)}.")
     model.config.use_cache = False
+    _never_repack(model)
     return model
+
+
+def _never_repack(model: PreTrainedModel) -> None:
+    """On some CPUs bitsandbytes re-arranges 4-bit weights in place when a model is evaluated; the gradient couldn't be computed from them any more."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # pyright: ignore[reportArgumentType]
 
 
 def _from_folder(base: Base, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:

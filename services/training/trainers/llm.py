@@ -135,7 +135,6 @@ class Run:
     def _adapt(self, model: Any) -> None:
         from services.training.runner import adapters  # it imports peft, which a forkserver mustn't
 
-        adapters.never_repack(model)
         model.requires_grad_(False)
         self.adapted = adapters.attach(model, self.spec.tuning, name=self.base.name)
         self.unfuse = adapters.fuse(model)

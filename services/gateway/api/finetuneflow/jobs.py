@@ -122,10 +122,10 @@ def _summary(row: jobs.Row) -> dict[str, Any] | None:
     if row.result is None:
         return None
     result = msgspec.json.decode(row.result)
-    match row.kind:
-        case "train":
-            return {"steps": result["steps"], **result["metrics"]}
-        case "export":
-            return {"files": len(result["files"]), "size_bytes": sum(result["files"].values())}
+    match result:
+        case {"steps": int(steps), "metrics": dict(metrics)}:
+            return {"steps": steps, **metrics}
+        case {"files": dict(files)}:
+            return {"files": len(files), "size_bytes": sum(files.values())}
         case _:
             return {"total": result.get("rows", 0), "valid": result.get("valid", 0), "invalid": result.get("rows", 0) - result.get("valid", 0)}
