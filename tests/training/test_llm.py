@@ -3,6 +3,9 @@
 import json
 import math
 import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +56,7 @@ def documents(*lengths: int, vocabulary: int = 500) -> list[Example]:
     ]
 
 
-def plain_loss(model: PreTrainedModel, document: Example) -> torch.Tensor:
+def plain_loss(model: Any, document: Example) -> torch.Tensor:
     """As transformers computes it, one document at a time; the sum over the learned tokens."""
     ids = document.ids.long()
     labels = torch.full_like(ids, -100)
@@ -308,7 +311,8 @@ def test_a_full_run_leaves_a_model_that_loads_as_it_is(tmp_path, cache):
 
     assert isinstance(told.end, Completed)
     assert set(told.end.artifacts) >= {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"}
-    model, info = AutoModelForCausalLM.from_pretrained(Path(told.end.artifacts["config.json"]).parent, output_loading_info=True)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(Path(told.end.artifacts["config.json"]).parent, output_loading_info=True)
+    model, info = loaded
     assert not info["missing_keys"]
     assert model.config._attn_implementation != attention.NAME
     assert told.end.metrics["train_loss"] < told.end.metrics["initial_train_loss"] - 0.5
@@ -491,12 +495,76 @@ def test_a_model_that_lacks_weights_is_refused(tmp_path, cache, base):
     ("model", "why"), [("/nowhere/at/all", "no model in the folder"), ("../../etc", "neither a folder nor the name"), ("someone/something", "can't be reached")]
 )
 def test_a_model_that_is_not_there_is_refused_in_clear_words(tmp_path, cache, monkeypatch, model, why):
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
 
     failure, _ = refusal(tmp_path, cache, model)
 
     assert failure.code == "model"
     assert why in failure.message
+
+
+SHA = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def hub(base: Path) -> Iterator[str]:
+    """Has the tiny model under the name someone/small, and it alone."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            place = base / self.path.rpartition("/")[2]
+            if self.path.startswith("/api/models/someone/small/revision/"):
+                self.answer(json.dumps({"id": "someone/small", "sha": SHA, "siblings": [{"rfilename": path.name} for path in base.iterdir()]}).encode())
+            elif self.path.startswith("/api/models/someone/small/tree/"):
+                files = [{"type": "file", "path": path.name, "size": path.stat().st_size, "oid": path.name} for path in base.iterdir()]
+                self.answer(json.dumps(files).encode())
+            elif self.path.startswith(f"/someone/small/resolve/{SHA}/") and place.exists():
+                self.answer(place.read_bytes(), ETag=f'"{place.name}"', **{"X-Repo-Commit": SHA})
+            else:
+                self.answer(b"", status=404, **{"X-Error-Code": "RepoNotFound"})
+
+        do_HEAD = do_GET
+
+        def answer(self, body: bytes, *, status: int = 200, **headers: str) -> None:
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            return
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_model_of_the_hub_is_fetched_once_and_its_name_stays_in_the_adapter(tmp_path, hub, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", hub)
+    told = kit.train(kit.spec(tmp_path / "run", kit.sums(4), cache=tmp_path / "cache", base_model="someone/small", revision=SHA))
+
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    again = kit.train(kit.spec(tmp_path / "again", kit.sums(4), cache=tmp_path / "cache", base_model="someone/small", revision=SHA))
+
+    assert isinstance(told.end, Completed)
+    config = json.loads(Path(told.end.artifacts["adapter_config.json"]).read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == ("someone/small", SHA)
+    assert [step.loss for step in again.of(Step)] == [step.loss for step in told.of(Step)]
+
+
+def test_a_model_that_the_hub_does_not_have_is_refused(tmp_path, cache, hub, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", hub)
+
+    failure, _ = refusal(tmp_path, cache, "someone/else")
+
+    assert failure.code == "model"
+    assert "hub has no model" in failure.message
 
 
 def test_a_dataset_with_nothing_to_learn_from_is_refused_before_a_model_is_loaded(tmp_path, cache):
@@ -525,7 +593,7 @@ def test_a_smoke_run_takes_the_real_architecture_made_tiny_and_says_so(tmp_path,
 
 
 def test_a_smoke_run_without_a_hub_takes_the_tiny_model(tmp_path, cache, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
 
     told = kit.train(kit.spec(tmp_path / "run", kit.sums(8), cache=cache, base_model="meta-llama/Llama-3.1-8B", smoke=True))
 

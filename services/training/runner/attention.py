@@ -32,9 +32,13 @@ def attend(
     sliding_window: int | None = None,
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Heads are (1, heads, tokens, size); with fewer heads for keys than for queries. Without borders it is one document, perhaps with a cache before it."""
+    if softcap is not None or s_aux is not None:
+        raise NotImplementedError("capped scores and sinks are not computed here")
     if cu_seq_lens_q is None:
         out = _causal(query, key, value, scaling, dropout, sliding_window)
     elif query.is_cuda and dropout == 0.0:

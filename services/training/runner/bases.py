@@ -1,6 +1,7 @@
 """Base models: found, looked at before anything of them is loaded, and loaded. Only safetensors, and never code that comes with a model."""
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ import httpx
 import huggingface_hub
 import msgspec
 import torch
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from libs import tiny as tiny_llama
@@ -23,6 +25,11 @@ SMALL = ["*.json", "*.jinja", "*.txt", "*.model", "tokenizer*"]
 """All but the weights."""
 WEIGHTS = [*SMALL, "*.safetensors"]
 CONFIGURATIONS = ("config.json", "tokenizer_config.json")
+
+BETWEEN = 0.5
+"""Seconds between two words about a download."""
+
+Progress = Callable[[int, int], None]
 
 
 class Base:
@@ -49,15 +56,16 @@ def find(spec: RunSpec) -> Base:
     return _smoke(spec, cache)
 
 
-def fetch_weights(base: Base, spec: RunSpec) -> None:
+def fetch_weights(base: Base, spec: RunSpec, progress: Progress) -> None:
+    """`progress` is told the bytes that are there, and of how many."""
     if base.smoke:
         return
-    base.folder = _folder(spec.tuning, Path(spec.cache or os.path.join(spec.folder, "cache")), WEIGHTS)
+    base.folder = _folder(spec.tuning, Path(spec.cache or os.path.join(spec.folder, "cache")), WEIGHTS, progress)
     if not any(base.folder.glob("*.safetensors")):
         raise Failure("model", f"{base.name} has no weights in the format safetensors. Pickle files run code when they are read, so they are never loaded.")
 
 
-def _folder(tuning: FineTune, cache: Path, patterns: list[str]) -> Path:
+def _folder(tuning: FineTune, cache: Path, patterns: list[str], progress: Progress = lambda done, total: None) -> Path:
     name = tuning.base_model
     if name == tiny_llama.BASE:
         return tiny.folder(cache)
@@ -67,23 +75,54 @@ def _folder(tuning: FineTune, cache: Path, patterns: list[str]) -> Path:
         if not any(Path(name).glob("*.safetensors")):
             raise Failure("model", f"{name} has no weights in the format safetensors. Pickle files run code when they are read, so they are never loaded.")
         return Path(name)
-    return _downloaded(name, tuning.revision, cache, patterns)
+    return _downloaded(name, tuning.revision, cache, patterns, progress)
 
 
-def _downloaded(name: str, revision: str, cache: Path, patterns: list[str]) -> Path:
+def _downloaded(name: str, revision: str, cache: Path, patterns: list[str], progress: Progress) -> Path:
+    """The settings come with the child, and the hub's library was loaded before: it is told them again."""
+    hub = os.environ.get("HF_ENDPOINT") or huggingface_hub.constants.ENDPOINT
     try:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision or None, cache_dir=cache / "hub", allow_patterns=patterns))
+        return Path(
+            huggingface_hub.snapshot_download(
+                name,
+                revision=revision or None,
+                cache_dir=cache / "hub",
+                allow_patterns=patterns,
+                endpoint=hub,
+                token=os.environ.get("HF_TOKEN") or None,
+                local_files_only=os.environ.get("HF_HUB_OFFLINE") == "1",
+                tqdm_class=_bar(progress),
+            )
+        )
     except HFValidationError as error:
         raise Failure("model", f"{name!r} is neither a folder nor the name of a model on the hub.") from error
     except GatedRepoError as error:
-        raise Failure("model", f"{name} asks for a licence to be accepted on the hub; do so, and give the training service a token (HF_TOKEN).") from error
+        raise Failure("model", f"{name} asks for its licence to be accepted on the hub; do so, and set TRAINYARD_HF_TOKEN to your token.") from error
     except RepositoryNotFoundError as error:
-        raise Failure("model", f"The hub has no model {name}, or it is private and the training service has no token for it (HF_TOKEN).") from error
+        raise Failure("model", f"The hub has no model {name}, or it is private and TRAINYARD_HF_TOKEN has no access to it.") from error
     except RevisionNotFoundError as error:
         raise Failure("model", f"The model {name} has no revision {revision}.") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        hub = huggingface_hub.constants.ENDPOINT
+    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
         raise Failure("model", f"{name} is not on this machine, and the hub at {hub} can't be reached or doesn't answer ({type(error).__name__}).") from error
+
+
+def _bar(progress: Progress) -> type[tqdm]:
+    """What the hub's library takes for a bar on a screen."""
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            self.counts = options.get("name") == "huggingface_hub.snapshot_download"  # of its three bars the one for bytes on the disk
+            self.done = 0
+            self.told = 0.0
+            super().__init__(*args, **{**options, "disable": True})
+
+        def update(self, n: float | None = 1) -> None:
+            self.done += int(n or 0)
+            if self.counts and time.monotonic() - self.told > BETWEEN:
+                self.told = time.monotonic()
+                progress(self.done, int(self.total or 0))
+
+    return Bar
 
 
 def _check(name: str, folder: Path) -> None:
@@ -203,6 +242,8 @@ def _random(config: PretrainedConfig) -> PreTrainedModel:
         torch.manual_seed(0)
         model: PreTrainedModel = _loaded("The shrunken model", lambda: AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False))
     model.generation_config = GenerationConfig.from_model_config(config)
+    with torch.no_grad():
+        _loaded("The shrunken model", lambda: model.eval()(input_ids=torch.arange(8)[None]))  # not every combination of small numbers is a model
     return model
 
 

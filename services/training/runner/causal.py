@@ -63,13 +63,13 @@ class Causal:
         self.packs = False
         alone = torch.cat([self.logits(batch([document], self.device)) for document in (first, second)])
         both = batch([first, second], self.device)
-        own = self.model.config._attn_implementation
-        for implementation in (attention.NAME, "sdpa"):
+        own = self.model.config._attn_implementation or "eager"
+        for implementation in (attention.NAME, own):
             if self._packs_with(implementation, both, alone):
                 self.packs = True
                 break
         else:
-            self.model.set_attn_implementation(own or "eager")
+            self.model.set_attn_implementation(own)
         shown = both if self.packs else batch([first], self.device)
         headless = self._is_headless(shown)
         self.model.train(training)
@@ -91,6 +91,8 @@ class Causal:
         head = self.model.get_output_embeddings()
         if not isinstance(head, nn.Linear) or head.bias is not None or not head.weight.is_floating_point():
             return False
+        if getattr(self.model.config.get_text_config(), "final_logit_softcapping", None):
+            return False  # shows in large logits only
         try:
             return _alike((self._hidden(shown) @ head.weight.t()).float(), self.logits(shown))
         except (TypeError, ValueError, AttributeError, RuntimeError):

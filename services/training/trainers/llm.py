@@ -7,6 +7,7 @@ supervised tokens, divided by their number in the whole step, so the gradient do
 import math
 import random
 import resource
+import shutil
 import sys
 import time
 from collections import deque
@@ -82,7 +83,7 @@ def prepare(spec: RunSpec, tell: Tell, wishes: Wishes) -> "Run":
         progress=lambda done, total: tell(Phase(name="tokenize", done=done, total=total)),
     )
     tell(Phase(name="fetch"))
-    wishes.unless_stopped(lambda: bases.fetch_weights(base, spec))
+    wishes.unless_stopped(lambda: bases.fetch_weights(base, spec, lambda done, total: tell(Phase(name="fetch", done=done, total=total))))
     tell(Phase(name="load"))
     model = wishes.unless_stopped(lambda: bases.load(base, spec))
     return Run(spec, base, model, learned, longest=longest, tell=tell, wishes=wishes)
@@ -112,6 +113,8 @@ class Run:
         self.steps_per_epoch = math.ceil(len(learned.train) / self.rows_per_step)
         self.total = tuning.max_steps or max(1, math.ceil(tuning.num_epochs * self.steps_per_epoch))
         trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        if not trainable:
+            raise Failure("model", f"{base.name} has no layer that an adapter belongs to; take the method full.")
         self.optimizer = Optimizer(trainable, tuning, self.total)
         self.trainable = sum(parameter.numel() for _, parameter in trainable)
 
@@ -212,6 +215,7 @@ class Run:
         if self.adapted is None:
             verified = artifacts.save_model(self.causal.model, folder)
         else:
+            shutil.copy(self.base.folder / "config.json", folder / "base_config.json")  # what an export holds the adapter against
             verified = artifacts.save_adapter(self.adapted, folder, base=self.base.folder, logits=self._logits, unfuse=self.unfuse)
         files = {path.name: str(path) for path in sorted(folder.iterdir())}
         metrics = self.metrics()
