@@ -137,21 +137,20 @@ def fine_tune(api: Api, url: str, *, data: Path, model: str, method: str, to: Pa
 
 def watch(api: Api, path: str) -> list[float]:
     """Draws the run's stream; the losses of its evaluations come out."""
-    bar, losses, total, loss, speed = Bar(), [], 0, None, None
+    bar, losses, total = Bar(), [], 0
     for event, data in api.stream(f"{path}/train/logs/stream"):
         match event:
+            case "progress":
+                total = int(data["message"].rpartition("/")[2])
             case "log":
-                loss = data["train_loss"]
-                if not total or data["step"] % 25 == 0:
-                    total, speed = _how_it_goes(api, path)
-                bar.show(step=data["step"], total=total, loss=loss, speed=speed)
+                bar.show(step=data["step"], total=total, loss=data["train_loss"], speed=lambda: _speed(api, path))
             case "eval":
                 losses.append(data["eval_loss"])
             case "error":
                 bar.end()
                 raise Refused(data["error"])
             case "complete":
-                bar.show(step=total, total=total, loss=data["final_train_loss"], speed=speed)
+                bar.show(step=total, total=total, loss=data["final_train_loss"], speed=lambda: _speed(api, path))
                 bar.end()
                 if data["status"] != "success":
                     raise Refused(f"the run is {data['status']}")
@@ -160,9 +159,8 @@ def watch(api: Api, path: str) -> list[float]:
     return losses
 
 
-def _how_it_goes(api: Api, path: str) -> tuple[int, float | None]:
-    now = api.get(f"{path}/train/status").get("current_metrics") or {}
-    return now.get("total_steps") or 0, now.get("tokens_per_second")
+def _speed(api: Api, path: str) -> float | None:
+    return (api.get(f"{path}/train/status").get("current_metrics") or {}).get("tokens_per_second")
 
 
 def _losses(losses: list[float]) -> str:

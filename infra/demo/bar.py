@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 
 WIDTH = 24
 QUIET = 5.0
@@ -13,20 +14,23 @@ class Bar:
         self._terminal = sys.stdout.isatty()
         self._started = time.monotonic()
         self._shown = 0.0
+        self._speed: tuple[float, float | None] = (0.0, None)
         self._first = 0
 
-    def show(self, *, step: int, total: int, loss: float | None, speed: float | None) -> None:
+    def show(self, *, step: int, total: int, loss: float, speed: Callable[[], float | None]) -> None:
+        """`speed` costs a call, so it is asked at most once a second, and never for a line that isn't drawn."""
         now = time.monotonic()
         self._first = self._first or step
-        last = step >= total
+        last = step >= total > 0
         if not last and now - self._shown < (0.1 if self._terminal else QUIET):
             return
         self._shown = now
-        done = WIDTH * step // max(1, total)
-        words = [f"  {'█' * done}{'░' * (WIDTH - done)} {step}/{total}"]
-        words += [f"loss {loss:.3f}"] if loss is not None else []
-        words += [f"{speed:,.0f} tokens/s"] if speed else []
-        words += [f"{_left(now - self._started, step - self._first, total - step)} left"] if not last and step > self._first else []
+        if last or now - self._speed[0] > 1:
+            self._speed = (now, speed())
+        done = WIDTH * step // total if total else 0
+        words = [f"  {'█' * done}{'░' * (WIDTH - done)} {step}/{total or '?'}  loss {loss:.3f}"]
+        words += [f"{self._speed[1]:,.0f} tokens/s"] if self._speed[1] else []
+        words += [f"{_left(now - self._started, step - self._first, total - step)} left"] if step > self._first and not last and total else []
         line = "  ".join(words)
         sys.stdout.write(f"\r\x1b[K{line}" if self._terminal else f"{line}\n")
         sys.stdout.flush()

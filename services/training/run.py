@@ -105,7 +105,7 @@ class Run:
 
     async def _attempt_or_end(self) -> bool:
         if not self._story.created:
-            await unless(self.signals.any, self._pen.read())
+            await unless(self.signals.hard, self._pen.read())
         story = self._story
         if not story.created or story.job.kind not in KINDS or not (story.prepared or "preparation" not in story.job.stages):
             log.warning("a lease without a job to train", extra={"job": self.job_id})
@@ -125,7 +125,7 @@ class Run:
 
     async def _fail(self, why: Hopeless) -> bool:
         await self._end(
-            TrainingFailed(job_id=self.job_id, code=why.code, message=telling.words(why.message), attempt=self._pen.attempt, steps=self._kept_log())
+            TrainingFailed(job_id=self.job_id, code=why.code, message=telling.words(why.message), attempt=self._story.attempt, steps=self._kept_log())
         )
         return True
 

@@ -33,6 +33,9 @@ class Outcome:
     journal: list[str]
     answers: Counter[str]
     facts: int
+    ends: Counter[str]
+    """Of jobs."""
+    attempts: int
     rested_after: float
     logs: str
     """Where the processes' logs are kept when something is wrong."""
@@ -41,7 +44,7 @@ class Outcome:
         fell = "".join(f"\n  fell: {fell}" for fell in self.fell)
         return (
             f"seed {self.seed}: {self.faults.total()} faults {dict(self.faults)}, {self.answers.total()} commands {dict(sorted(self.answers.items()))}, "
-            f"{self.facts} facts, at rest after {self.rested_after:.1f} s, {len(self.violations)} violations{fell}"
+            f"{self.facts} facts, {self.attempts} attempts, ends {dict(sorted(self.ends.items()))}, at rest after {self.rested_after:.1f} s, {len(self.violations)} violations{fell}"
         )
 
     def report(self) -> str:
@@ -76,6 +79,8 @@ async def campaign(platform: Platform, *, seed: int, seconds: float) -> Outcome:
         journal=nemesis.journal,
         answers=Counter(f"{op.kind} {op.status or 'open'}" for op in load.ops),
         facts=len(evidence.facts),
+        ends=Counter(fact.type for fact in evidence.facts if fact.stage and fact.type.endswith((".completed", ".failed", ".cancelled"))),
+        attempts=sum(fact.type == "training.started" for fact in evidence.facts),
         rested_after=rested_after,
         logs=f"{tempfile.gettempdir()}/trainyard-chaos-{seed}",
     )

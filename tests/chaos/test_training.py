@@ -17,6 +17,7 @@ from libs.events import (
     TrainingCancelled,
     TrainingCheckpointed,
     TrainingCompleted,
+    TrainingFailed,
     TrainingProgressed,
     TrainingStarted,
 )
@@ -126,7 +127,25 @@ async def test_whoever_trains_may_be_killed_or_sleep(yard: Yard, undisturbed: Tr
     completed = await yard.end(job)
     assert await like(yard, undisturbed, job) == []
     assert completed.attempt == 5
+    slept, took_over = (await yard.said(job, TrainingStarted))[-2:]
+    assert slept.worker != took_over.worker
     await eventually(lambda: not any(trainers(service.pid or 0) for service in yard.platform.training), patience=PATIENCE)
+
+
+async def test_a_run_that_is_killed_three_times_and_comes_no_further_fails(yard: Yard):
+    """The last time its service goes along, so that another one has to say it."""
+    job = await yard.start(**ENDLESS, save_steps=1_000_000)
+    for attempt in (1, 2, 3):
+        await yard.until(job, TrainingStarted, attempt=attempt)
+        service = await yard.at_work()
+        kill(*(trainers(service.pid or 0) if attempt < 3 else [service.pid or 0]))
+    await eventually(lambda: service.ended() is not None)
+    service.spawn()
+
+    failed = await yard.end(job)
+
+    assert isinstance(failed, TrainingFailed)
+    assert (failed.code, failed.attempt) == ("crashed", 3)
 
 
 async def test_a_run_goes_on_while_servers_are_away(yard: Yard, undisturbed: TrainingCompleted):

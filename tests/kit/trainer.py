@@ -42,6 +42,8 @@ class Script(msgspec.Struct, frozen=True, kw_only=True):
     steps: int = 10
     save: int = 5
     pause: float = 0.0
+    pauses: int = 1
+    """Attempts that pause between steps; later ones hurry."""
     loading: float = 0.0
     die_at: int = 0
     """SIGKILL itself before this step, in the first `deaths` attempts."""
@@ -116,7 +118,8 @@ class _Run:
         if self._step % self._script.save == 0:
             self._save()
             self._say(Evaluated(step=self._step, metrics={"eval_loss": loss, "perplexity": float("inf")}))
-        self._wait(self._script.pause)
+        if self._spec.attempt <= self._script.pauses:
+            self._wait(self._script.pause)
 
     def _misbehave(self, step: int) -> None:
         script = self._script

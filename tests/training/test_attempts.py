@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # na
 
 
 async def test_a_killed_child_is_started_again_behind_its_last_checkpoint(training: Process, job: Job):
-    await job.create(steps=20, save=4, pause=0.05)
+    await job.create(steps=40, save=4, pause=0.1)
     await job.prepare()
     checkpoint = await job.checkpointed()
 
@@ -32,7 +32,7 @@ async def test_a_killed_child_is_started_again_behind_its_last_checkpoint(traini
     assert (lost.attempt, lost.cause) == (1, "killed")
     assert (first.attempt, second.attempt, end.attempt) == (1, 2, 2)
     assert second.resumed_from >= checkpoint.step
-    assert await job.curve(end.steps) == losses(20)
+    assert await job.curve(end.steps) == losses(40)
     await job.whole()
 
 
@@ -72,7 +72,7 @@ async def test_every_new_checkpoint_earns_three_attempts_more(training: Process,
 
 
 async def test_a_killed_forkserver_takes_its_child_along_and_another_one_goes_on(training: Process, job: Job):
-    await job.create(steps=20, save=4, pause=0.05)
+    await job.create(steps=40, save=4, pause=0.1)
     await job.prepare()
     await job.checkpointed()
     before, running = forkserver(training), await eventually(lambda: child(training))
@@ -84,7 +84,7 @@ async def test_a_killed_forkserver_takes_its_child_along_and_another_one_goes_on
 
     assert {event.cause for event in await job.of(TrainingAttemptLost)} == {"forkserver"}
     assert forkserver(training).pid != before.pid
-    assert await job.curve(end.steps) == losses(20)
+    assert await job.curve(end.steps) == losses(40)
 
 
 # Cancels
@@ -165,7 +165,7 @@ async def test_while_the_object_store_is_away_the_run_goes_on_and_catches_up(pla
 
 async def test_a_cancel_ends_a_run_whose_model_waits_for_the_store(place: Servers, training: Process, job: Job):
     """Who sees the cancel before his own completed cancels."""
-    await job.create(steps=20, save=10, pause=0.03)
+    await job.create(steps=20, save=10, pause=0.1)
     await job.prepare()
     await job.stepped()
     place["s3"].kill()

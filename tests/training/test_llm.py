@@ -519,15 +519,15 @@ def hub(base: Path) -> Iterator[str]:
                 files = [{"type": "file", "path": path.name, "size": path.stat().st_size, "oid": path.name} for path in base.iterdir()]
                 self.answer(json.dumps(files).encode())
             elif self.path.startswith(f"/someone/small/resolve/{SHA}/") and place.exists():
-                self.answer(place.read_bytes(), ETag=f'"{place.name}"', **{"X-Repo-Commit": SHA})
+                self.answer(place.read_bytes(), headers={"ETag": f'"{place.name}"', "X-Repo-Commit": SHA})
             else:
-                self.answer(b"", status=404, **{"X-Error-Code": "RepoNotFound"})
+                self.answer(b"", status=404, headers={"X-Error-Code": "RepoNotFound"})
 
         do_HEAD = do_GET
 
-        def answer(self, body: bytes, *, status: int = 200, **headers: str) -> None:
+        def answer(self, body: bytes, *, status: int = 200, headers: dict[str, str] | None = None) -> None:
             self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            for name, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
                 self.send_header(name, value)
             self.end_headers()
             if self.command == "GET":

@@ -41,7 +41,7 @@ def attend(
         raise NotImplementedError("capped scores and sinks are not computed here")
     if cu_seq_lens_q is None:
         out = _causal(query, key, value, scaling, dropout, sliding_window)
-    elif query.is_cuda and dropout == 0.0:
+    elif query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and dropout == 0.0:
         return _varlen(query, key, value, scaling, sliding_window, cu_seq_lens_q, max_length_q), None
     else:
         borders = pairwise(cu_seq_lens_q.tolist())

@@ -82,7 +82,7 @@ class Causal:
             self.model.set_attn_implementation(implementation)
             self.packs = True
             return _alike(self.logits(both), alone)
-        except (TypeError, ValueError, AttributeError, NotImplementedError):
+        except (TypeError, ValueError, AttributeError, RuntimeError):  # also NotImplementedError, and sizes that a kernel doesn't know
             return False
         finally:
             self.packs = False

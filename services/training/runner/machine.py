@@ -18,12 +18,12 @@ def name(device: Any) -> str:
     visible = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
     number = int(str(device).partition(":")[2] or 0)
     wanted = visible[number] if visible else str(number)
-    pynvml.nvmlInit()
     try:
+        pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByIndex(int(wanted)) if wanted.isdecimal() else pynvml.nvmlDeviceGetHandleByUUID(wanted)
         return str(pynvml.nvmlDeviceGetName(handle))
-    finally:
-        pynvml.nvmlShutdown()
+    except pynvml.NVMLError:
+        return str(device)
 
 
 def hardware(device: Any) -> dict[str, Any]:

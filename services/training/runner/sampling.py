@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .examples import Prompt
@@ -26,25 +27,36 @@ def samples(
         model.train(training)
 
 
-@torch.no_grad()
 def _completion(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, longest: int, heed: Callable[[], None]) -> str:
     ids = tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"].long()
     room = max(1, min(LONGEST_PROMPT, longest - NEW_TOKENS))
-    all_ids = ids[:, -room:].to(model.device)
+    asked = ids[:, -room:].to(model.device)
+    most = min(NEW_TOKENS, longest - asked.shape[1])
     ends = _ends(model, tokenizer)
+    try:
+        said = _greedy(model, asked, ends, most, heed, cached=True)
+    except (TypeError, ValueError, AttributeError):  # not every architecture has a cache that can be handed around like this
+        said = _greedy(model, asked, ends, most, heed, cached=False)
+    return plain(str(tokenizer.decode(said, skip_special_tokens=True)))
+
+
+@torch.no_grad()
+def _greedy(model: PreTrainedModel, ids: Tensor, ends: set[int], most: int, heed: Callable[[], None], *, cached: bool) -> list[int]:
     said: list[int] = []
     cache: Any = None
-    for _ in range(min(NEW_TOKENS, longest - all_ids.shape[1])):
+    for _ in range(most):
         heed()
-        given = all_ids if cache is None else all_ids[:, -1:]
-        out = model(input_ids=given, past_key_values=cache, use_cache=True) if cache is not None else model(input_ids=given, use_cache=True)
-        cache = getattr(out, "past_key_values", None)
+        if cache is None:
+            out = model(input_ids=ids, use_cache=cached)
+        else:
+            out = model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True)
+        cache = getattr(out, "past_key_values", None) if cached else None
         token = int(out.logits[0, -1].argmax())
         if token in ends:
             break
         said.append(token)
-        all_ids = torch.cat([all_ids, all_ids.new_tensor([[token]])], dim=1)
-    return plain(str(tokenizer.decode(said, skip_special_tokens=True)))
+        ids = torch.cat([ids, ids.new_tensor([[token]])], dim=1)
+    return said
 
 
 def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

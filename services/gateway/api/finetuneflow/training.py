@@ -76,6 +76,7 @@ class Metrics(msgspec.Struct, kw_only=True):
     eval_loss: float | None = None
     learning_rate: float | None = None
     epoch: float | None = None
+    tokens_per_second: float | None = None
 
 
 class TrainStatus(msgspec.Struct, kw_only=True):
@@ -213,7 +214,7 @@ def _queued(created: JobCreated, given: dict[str, Any]) -> TrainQueued:
 
 def _seen(run: Run, *, now: datetime) -> TrainStatus:
     took = ((run.finished_at or now) - run.started_at).total_seconds() if run.started_at else 0
-    named = {name: run.metrics.get(name) for name in ("train_loss", "eval_loss", "learning_rate", "epoch")}
+    named = {name: run.metrics.get(name) for name in ("train_loss", "eval_loss", "learning_rate", "epoch", "tokens_per_second")}
     return TrainStatus(
         run_id=run.run_id,
         job_id=run.job_id,
