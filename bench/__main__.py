@@ -18,6 +18,8 @@ BENCHES = {
     "upload": [],
     "shutdown": [],
     "commands": [],
+    "around": [],
+    "llm": [],
 }
 """Each with the arguments that it is given here."""
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"

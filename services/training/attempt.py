@@ -277,7 +277,7 @@ class Attempt:
                 await self._place.nc.publish(f"tel.{self._tenant}.{self._job_id}", batch)
 
     def _tell_progress(self, *, final: bool = False) -> None:
-        last, now = self._steps.last, asyncio.get_running_loop().time()
+        last, now = self._steps.newest() if final else self._steps.last, asyncio.get_running_loop().time()
         at, told = self._told
         if last is None or last.step == told:
             return

@@ -1,5 +1,7 @@
 """The log of every step: a file that is stored with each checkpoint, and small batches for whoever looks on."""
 
+import math
+from collections import deque
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -34,6 +36,8 @@ class StepLog:
 
     def __init__(self, path: Path, *, attempt: int) -> None:
         self.last: Step | None = None
+        """The last one that this attempt has done."""
+        self._path = path
         self._attempt = attempt
         self._file = path.open("ab")
         self._unwritten: list[bytes] = []
@@ -56,6 +60,13 @@ class StepLog:
         self._unsent.append(line)
         self.last = frame
 
+    def newest(self) -> Step | None:
+        """Also of an attempt that had nothing left to do: whoever did the last step may have ended before it was told."""
+        if self.last:
+            return self.last
+        with self._path.open("rb") as lines:
+            return next((_read(line) for line in deque(lines, maxlen=1)), None)
+
     def size(self) -> int:
         """Bytes up to the last step that came."""
         if self._unwritten:
@@ -75,6 +86,24 @@ class StepLog:
     def close(self) -> None:
         self.size()
         self._file.close()
+
+
+def _read(line: bytes) -> Step:
+    """As it came, but for the time that it took."""
+    read = msgspec.json.decode(line, type=Line)
+    return Step(
+        step=read.step,
+        loss=_number(read.train_loss),
+        lr=_number(read.learning_rate),
+        epoch=_number(read.epoch),
+        tokens=read.tokens,
+        grad_norm=_number(read.grad_norm),
+        seconds=read.tokens / read.tokens_per_second if read.tokens_per_second else 0.0,
+    )
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def cut(path: Path, *, step: int) -> None:

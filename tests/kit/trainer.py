@@ -139,6 +139,7 @@ class _Run:
         self._say(Checkpoint(step=self._step, path=str(path)))
 
     def _complete(self) -> int:
+        self._misbehave(self._step + 1)
         (self._folder / "adapter").write_bytes(self._state)
         self._say(BatchReduced(step=self._step, micro_tokens=64))
         self._say(Sampled(step=self._step, samples=[{"prompt": "2 + 2", "text": "four\0" + "!" * 100_000}]))

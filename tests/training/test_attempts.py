@@ -47,6 +47,19 @@ async def test_steps_behind_the_last_checkpoint_are_done_again_and_counted_once(
     assert [line["attempt"] for line in await job.steps(end.steps)] == [1] * 8 + [2] * 12
 
 
+async def test_who_goes_on_behind_the_last_step_tells_of_it(training: Process, job: Job):
+    """The attempt that did it was killed before it could complete, and may not have come to tell."""
+    await job.create(steps=8, save=8, die_at=9)
+    await job.prepare()
+
+    end = await job.completed()
+
+    assert [event.resumed_from for event in await job.of(TrainingStarted)] == [0, 8]
+    told = [event for event in await job.of(TrainingProgressed) if event.attempt == 2]
+    assert [(event.step, event.total_steps, event.metrics["train_loss"]) for event in told] == [(8, 8, losses(8)[-1])]
+    assert await job.curve(end.steps) == losses(8)
+
+
 async def test_three_attempts_that_come_no_further_fail_the_job(training: Process, job: Job):
     await job.create(steps=20, save=8, exit_at=10)
     await job.prepare()

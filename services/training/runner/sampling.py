@@ -46,10 +46,7 @@ def _greedy(model: PreTrainedModel, ids: Tensor, ends: set[int], most: int, heed
     cache: Any = None
     for _ in range(most):
         heed()
-        if cache is None:
-            out = model(input_ids=ids, use_cache=cached)
-        else:
-            out = model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True)
+        out = model(input_ids=ids, use_cache=cached) if cache is None else model(input_ids=ids[:, -1:], past_key_values=cache, use_cache=True)
         cache = getattr(out, "past_key_values", None) if cached else None
         token = int(out.logits[0, -1].argmax())
         if token in ends:
