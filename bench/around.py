@@ -94,6 +94,7 @@ def per_step(api: httpx.Client, training: Process) -> float:
     pids = lambda: [training.pid, *descendants(training.pid or 0)]  # noqa: E731
     begun: dict[int, float] = {}
     used: dict[int, float] = {}
+    at = 1
     for event, data in watched(api, project):
         if event == "log" and not begun:
             begun = {pid: cpu_seconds(pid) for pid in pids() if pid}

@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -95,18 +96,18 @@ def adapter(method: str) -> Any:
 
 
 def trl(folder: Path, method: str, clock: Clock, *, packing: bool) -> tuple[float, int]:
-    from datasets import Dataset
     from transformers import AutoTokenizer
-    from trl import SFTConfig, SFTTrainer
+
+    peer, datasets = import_module("trl"), import_module("datasets")  # installed by `make bench` alone, so unknown to checks of types
 
     how: dict[str, Any] = {"per_device_train_batch_size": BATCH}
     if packing:
         how = {"per_device_train_batch_size": 2, "packing": True, "gradient_checkpointing": False}
-    config = SFTConfig(output_dir=str(folder / "trl"), max_length=LENGTH, completion_only_loss=True, **how, **common())
-    trainer = SFTTrainer(
+    config = peer.SFTConfig(output_dir=str(folder / "trl"), max_length=LENGTH, completion_only_loss=True, **how, **common())
+    trainer = peer.SFTTrainer(
         load(folder, method),
         args=config,
-        train_dataset=Dataset.from_list(peer_rows(folder)),
+        train_dataset=datasets.Dataset.from_list(peer_rows(folder)),
         processing_class=AutoTokenizer.from_pretrained(folder / "model"),
         peft_config=adapter(method),
         callbacks=[timer(clock)],

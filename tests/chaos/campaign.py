@@ -79,7 +79,11 @@ async def campaign(platform: Platform, *, seed: int, seconds: float) -> Outcome:
         journal=nemesis.journal,
         answers=Counter(f"{op.kind} {op.status or 'open'}" for op in load.ops),
         facts=len(evidence.facts),
-        ends=Counter(fact.type for fact in evidence.facts if fact.stage and fact.type.endswith((".completed", ".failed", ".cancelled"))),
+        ends=Counter(
+            f"{fact.type} {fact.data.get('code', '')}".strip()
+            for fact in evidence.facts
+            if fact.stage and fact.type.endswith((".completed", ".failed", ".cancelled"))
+        ),
         attempts=sum(fact.type == "training.started" for fact in evidence.facts),
         rested_after=rested_after,
         logs=f"{tempfile.gettempdir()}/trainyard-chaos-{seed}",
