@@ -54,7 +54,7 @@ def ours(folder: Path, method: str, clock: Clock) -> tuple[float, int]:
     rows = sum(1 for _ in (folder / "snapshot.jsonl").open())
     total = -(-rows // BATCH)
     tuning = FineTune(
-        base_model=str(folder / "model"),
+        base_model=str(folder / method),
         method=method,  # type: ignore[arg-type]
         num_epochs=1,
         learning_rate=RATE,
@@ -84,9 +84,9 @@ def load(folder: Path, method: str) -> Any:
     more = {}
     if method == "qlora":
         more["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16
         )
-    return AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32, **more)
+    return AutoModelForCausalLM.from_pretrained(folder / method, **more)
 
 
 def adapter(method: str) -> Any:
@@ -103,12 +103,12 @@ def trl(folder: Path, method: str, clock: Clock, *, packing: bool) -> tuple[floa
     how: dict[str, Any] = {"per_device_train_batch_size": BATCH}
     if packing:
         how = {"per_device_train_batch_size": 2, "packing": True, "gradient_checkpointing": False}
-    config = peer.SFTConfig(output_dir=str(folder / "trl"), max_length=LENGTH, completion_only_loss=True, **how, **common())
+    config = peer.SFTConfig(output_dir=str(folder / "trl"), max_length=LENGTH, completion_only_loss=True, **how, **common(method))
     trainer = peer.SFTTrainer(
         load(folder, method),
         args=config,
         train_dataset=datasets.Dataset.from_list(peer_rows(folder)),
-        processing_class=AutoTokenizer.from_pretrained(folder / "model"),
+        processing_class=AutoTokenizer.from_pretrained(folder / method),
         peft_config=adapter(method),
         callbacks=[timer(clock)],
     )
@@ -120,18 +120,19 @@ def hf(folder: Path, method: str, clock: Clock) -> tuple[float, int]:
     from transformers import Trainer, TrainingArguments
 
     rows = peer_rows(folder)
-    arguments = TrainingArguments(output_dir=str(folder / "hf"), per_device_train_batch_size=BATCH, remove_unused_columns=False, **common())
+    arguments = TrainingArguments(output_dir=str(folder / "hf"), per_device_train_batch_size=BATCH, remove_unused_columns=False, **common(method))
     done = Trainer(load(folder, method), args=arguments, data_collator=padded, train_dataset=rows, callbacks=[timer(clock)]).train()  # type: ignore[arg-type]
     return done.training_loss, done.global_step
 
 
-def common() -> dict[str, Any]:
+def common(method: str) -> dict[str, Any]:
+    """As the peers have it by default, but for what would make another comparison of it."""
     return {
         "num_train_epochs": 1,
         "learning_rate": RATE,
         "lr_scheduler_type": "linear",
         "use_cpu": True,
-        "bf16": False,
+        "bf16": method != "full",
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
