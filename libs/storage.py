@@ -23,6 +23,8 @@ from libs.events import Claim
 T = TypeVar("T")
 
 PART = 8 * 1024 * 1024
+_PARTS = 9_000
+"""S3 takes 10,000 of one object."""
 _TRIES = 4
 _CHUNK = 256 * 1024
 
@@ -76,12 +78,13 @@ class Storage:
         await self._run(write, writing=True)
         return Claim(key=key, sha256=digest, size=len(data))
 
-    async def put_stream(self, key: str, chunks: AsyncIterator[bytes]) -> Claim:
-        """As many bytes as come, with a few parts of them in memory at any time. What `chunks` raises comes out here, and nothing is stored."""
+    async def put_stream(self, key: str, chunks: AsyncIterator[bytes], *, expected: int = 0) -> Claim:
+        """As many bytes as come, with a few parts of them in memory at any time; beyond 70 GiB only where they are `expected`. What `chunks` raises comes out here, and nothing is stored."""
         source = _Pull(chunks, asyncio.get_running_loop())
+        part = max(PART, -(-expected // _PARTS))
 
         def write() -> None:
-            self._client.put_object(self._bucket, key, cast("BinaryIO", source), -1, part_size=PART, num_parallel_uploads=2)
+            self._client.put_object(self._bucket, key, cast("BinaryIO", source), -1, part_size=part, num_parallel_uploads=2)
             self._settle(key)
 
         try:

@@ -41,6 +41,8 @@ def main() -> int:
     parser.add_argument("--to", type=Path, help="folder for the exported files (default: demo/ in TRAINYARD_HOME)")
     parser.add_argument("--and-stop", action="store_true", help="stop the platform afterwards, if the demo has started it")
     arguments = parser.parse_args()
+    if not arguments.data.is_file():
+        parser.error(f"--data: there is no file {arguments.data}")
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
     try:
@@ -112,7 +114,10 @@ def fine_tune(api: Api, url: str, *, data: Path, model: str, method: str, to: Pa
     say(f"\n1. a project   {url}{path}")
 
     info = api.post(f"{path}/model/resolve", {"model_id": model})
-    say(f"2. a base model   {model}: {info['num_parameters']:,} parameters, {info['architecture']}")
+    if not info["valid"]:
+        raise Refused(f"{model} can't be fine-tuned: {'; '.join(info['warnings'])}")
+    parameters = f"{info['num_parameters']:,}" if info["num_parameters"] else "an unknown number of"
+    say(f"2. a base model   {model}: {parameters} parameters, {info['architecture']}")
 
     api.upload(f"{path}/files/upload", data, kind="dataset_upload")
     for job in api.get(f"{path}/jobs")["jobs"]:
@@ -178,9 +183,9 @@ def fetch(api: Api, path: str, to: Path) -> Path:
 
 
 def next_steps(url: str, path: str, folder: Path, model: str) -> str:
-    lines = ["", "What to try next:", f"  - read {folder / 'report.md'}: the loss curve, samples before and after, and where every row came from"]
+    lines = ["", "What to try next:", f"  - read             {folder / 'report.md'}: the loss curve, samples before and after, and where every row came from"]
     if model != BASE:
-        lines += [f'  - load it: PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{model}"), "{folder}")']
+        lines += [f'  - load it:         PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{model}"), "{folder}")']
     lines += [
         "  - your own data:   make demo DATA=your.jsonl",
         "  - a real model:    make demo MODEL=HuggingFaceTB/SmolLM2-135M-Instruct",

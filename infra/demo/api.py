@@ -72,9 +72,12 @@ class Api:
 
     def _send(self, method: str, path: str, body: bytes | None = None, kind: str = "") -> bytes:
         connection = self._connection(timeout=60)
-        connection.request(method, path, body, {"Content-Type": kind} if kind else {})
-        answer = connection.getresponse()
-        said = answer.read()
+        try:
+            connection.request(method, path, body, {"Content-Type": kind} if kind else {})
+            answer = connection.getresponse()
+            said = answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise Refused(f"the platform at {self._host}:{self._port} does not answer ({error})") from error
         if answer.status >= 400:
             raise Refused(_said(said, answer.status))
         return said

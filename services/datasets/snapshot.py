@@ -185,9 +185,10 @@ class Snapshot(Preparation):
             ) from None
 
     async def _store(self, draft: Draft) -> Claim:
+        size = draft.file.tell()
         draft.file.seek(0)
         key = f"{self.tenant}/{self.job_id}/{draft.digest.hexdigest()}"
-        return await self.storage.put_stream(key, Pieces(draft.file, self.threads))
+        return await self.storage.put_stream(key, Pieces(draft.file, self.threads), expected=size)
 
     async def _attended(self, work: Coroutine[Any, Any, T], draft: Draft) -> T:
         task = asyncio.create_task(work)

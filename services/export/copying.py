@@ -39,7 +39,7 @@ class Copy:
 
     async def make(self, storage: Storage) -> None:
         try:
-            await storage.put_stream(self._target, self._pieces(storage))
+            await storage.put_stream(self._target, self._pieces(storage), expected=self._source.size)
         finally:
             self.abandoned = True  # the thread that stores it doesn't hear of a cancellation
 

@@ -137,7 +137,7 @@ def _loading(run: Run) -> Iterator[str]:
     commit = f" at commit {text(found)}" if found else ""
     yield f"Put the files of this export into a folder `adapter`. The base model, {text(run.tuning.base_model)}{commit}, is not part of the export."
     if run.tuning.base_model == BASE:
-        yield "It is the tiny model with random weights that ships with this platform, made by whoever trains it, and on no hub: give its folder in place of its name."
+        yield "It is the tiny model with random weights that ships with this platform, made by whoever trains it, and on no hub: give its folder in place of its name (`models/tiny-llama-1` in the platform's home, or wherever TRAINYARD_MODELS_FOLDER says)."
     yield _block(
         "python",
         "from peft import PeftModel",

@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
 from typing import Any
 
@@ -16,7 +16,7 @@ from nats.aio.client import Client
 from libs.config import Gateway, Refused
 from libs.events.log import EventLog, Unavailable
 from libs.runtime import bus, process
-from libs.runtime.broker import broker
+from libs.runtime.broker import Broker, broker
 from libs.runtime.http import Server
 from libs.runtime.waiting import unless
 from libs.storage import Storage
@@ -72,10 +72,10 @@ async def serve(settings: Gateway, stop: asyncio.Event) -> None:
             Loader(db, storage, progress, holder=holder).run(),
             health.watch(),
             sweep.run(),
-            ending=lambda: _end(live, server),
+            ending=lambda: _end(live, server, reacting),
         )
     finally:
-        await asyncio.wait([asyncio.create_task(reacting.stop()), asyncio.create_task(nc.close())], timeout=1)
+        await asyncio.wait([asyncio.create_task(nc.close())], timeout=0.3)
         db.terminate()
         storage.close()
         hub.close()
@@ -142,24 +142,28 @@ async def _database(settings: Gateway, event_log: EventLog, storage: Storage) ->
     return db
 
 
-async def _until(stop: asyncio.Event, *work: Coroutine[Any, Any, None], ending: Any) -> None:
-    """Runs everything until asked to stop, or until one part fails: then all end, and the failure is said."""
-    tasks = [asyncio.create_task(part) for part in work]
+async def _until(stop: asyncio.Event, *work: Coroutine[Any, Any, None], ending: Callable[[], Awaitable["asyncio.Task[None]"]]) -> None:
+    """Runs everything until asked to stop, or until one part fails: then all end, and the failure is said. With what comes before and after, an end takes two seconds at most."""
+    tasks = [asyncio.create_task(part, name=part.__qualname__) for part in work]
     asked = asyncio.create_task(stop.wait())
     done, _ = await asyncio.wait({asked, *tasks}, return_when=asyncio.FIRST_COMPLETED)
-    await ending()
-    for task in (asked, *tasks[1:]):
+    tasks.append(await ending())
+    for task in (asked, *tasks[1 : len(work)]):
         task.cancel()
-    await asyncio.wait(tasks, timeout=1.5)
+    _, late = await asyncio.wait(tasks, timeout=1.3)
+    for task in late:
+        log.warning("cut short: %s has not ended", task.get_name())
     for task in done - {asked}:
         task.result()
 
 
-async def _end(live: Live, server: Server) -> None:
-    """Streams end first: the server waits for its connections."""
+async def _end(live: Live, server: Server, reacting: Broker) -> "asyncio.Task[None]":
+    """Streams end first: the server waits for its connections. What reactions have in hand goes back meanwhile, which takes the task that is returned."""
+    giving_back = asyncio.create_task(reacting.stop(), name="reactions")
     await live.drain()
     live.close()
     server.stop()
+    return giving_back
 
 
 if __name__ == "__main__":

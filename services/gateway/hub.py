@@ -173,19 +173,19 @@ class Hub:
         return target
 
     def _from_folder(self, path: str) -> Model:
-        folder = self._folder(path)
-        file = folder / "config.json"
-        config = file.read_bytes() if file.is_file() and file.stat().st_size <= CONFIG else b""
-        weights = [file for file in sorted(folder.glob("*.safetensors")) if file.is_file()]
-        return Model(info=_info(path, config, safetensors=bool(weights), parameters=_counted(weights)))
+        try:
+            folder = self._folder(path)
+            file = folder / "config.json"
+            config = file.read_bytes() if file.is_file() and file.stat().st_size <= CONFIG else b""
+            weights = [file for file in sorted(folder.glob("*.safetensors")) if file.is_file()]
+            return Model(info=_info(path, config, safetensors=bool(weights), parameters=_counted(weights)))
+        except (OSError, RuntimeError) as error:
+            raise NoSuchModel(path) from error  # what can't be looked at is as good as not there, and no one is told which
 
     def _folder(self, path: str) -> Path:
-        try:
-            folder = Path(path).resolve(strict=True)
-            if any(folder.is_relative_to(root.resolve()) for root in self._roots) and folder.is_dir():
-                return folder
-        except (OSError, RuntimeError):
-            pass  # what can't be looked at is as good as not there, and no one is told which
+        folder = Path(path).resolve(strict=True)
+        if any(folder.is_relative_to(root.resolve()) for root in self._roots) and folder.is_dir():
+            return folder
         raise NoSuchModel(path)
 
 

@@ -46,7 +46,7 @@ class Live:
     async def drain(self) -> None:
         """Hears what was appended until now, and no more."""
         try:
-            await asyncio.wait_for(self._feed.drain(), 0.5)
+            await asyncio.wait_for(self._feed.drain(), 0.3)
         except (nats.errors.Error, OSError, TimeoutError):
             return  # without the bus there is nothing to hear: clients resume elsewhere
 

@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 BACKLOG = 500
 """Facts that may wait for the log before the child has to."""
 TENTHS = 10
+MOST_ARTIFACTS = 100
+"""Their claims have room in one fact."""
 
 _running = prometheus_client.Gauge("trainyard_trainings_running", "Runs that have a process of this service at the moment")
 _steps = prometheus_client.Counter("trainyard_training_steps_total", "Optimizer steps of this service's runs")
@@ -96,8 +98,7 @@ class Attempt:
             device=self._slot.label,
             resumed_from=resume.step if resume else 0,
         )
-        await self._pen.append(started, as_read=True)
-        self._pen.attempt = self._number
+        await self._pen.begin(started)
         self._uploads = Uploads(self._keep, stored=started.resumed_from)
 
     async def _furnished(self, resume: TrainingCheckpointed | None) -> RunSpec:
@@ -194,6 +195,8 @@ class Attempt:
                 raise _lost(link)
 
     async def _completed(self, completed: Completed) -> TrainingCompleted:
+        if len(completed.artifacts) > MOST_ARTIFACTS:
+            raise BrokenFrame(f"{len(completed.artifacts)} artifacts")
         artifacts = {telling.clean(name): await patiently(partial(self._store, self._own(path))) for name, path in completed.artifacts.items()}
         metrics, _ = telling.told(completed.metrics)
         about = {"device": self._hello.device, "versions": self._hello.versions} if self._hello else {}
@@ -242,7 +245,10 @@ class Attempt:
 
     def _own(self, path: str) -> Path:
         """A child can't have anything of ours stored as a file of its own."""
-        whole = Path(path).resolve()
+        try:
+            whole = Path(path).resolve()
+        except (ValueError, OSError, RuntimeError) as error:
+            raise BrokenFrame("a path that is none") from error
         if not whole.is_relative_to(self._folder.resolve()):
             raise BrokenFrame("a file outside the run's folder")
         return whole

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,8 +24,8 @@ PRELOAD = ("services.training.runner.preload",)
 _PATIENCE = 20.0
 """Seconds for one fork. A forkserver that takes longer hangs, and gets another."""
 _FIRST_DELAY, _LONGEST_DELAY = 0.1, 10.0
-_SECRET = ("TRAINYARD_", "AWS_", "OTEL_")
-"""Settings that are none of a child's business: keys of the store, the bus's password."""
+_SECRET = re.compile(r"\A(TRAINYARD|AWS|OTEL)_|SECRET|TOKEN|PASSW|CREDENTIAL|API_?KEY|DATABASE_URL", re.IGNORECASE)
+"""Settings that are none of a child's business: keys of the store, the bus's password, and whatever else an operator's shell holds."""
 
 
 class Gone(Exception):
@@ -185,7 +186,7 @@ class Children:
 
 
 def _bare() -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_SECRET)}
+    kept = {name: value for name, value in os.environ.items() if not _SECRET.search(name)}
     return kept | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 

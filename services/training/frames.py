@@ -117,16 +117,11 @@ class Cancel(Frame, frozen=True, kw_only=True, tag="cancel"):
     pass
 
 
-class CheckpointNow(Frame, frozen=True, kw_only=True, tag="checkpoint_now"):
-    pass
-
-
 FromChild = Hello | Phase | Ready | Step | Evaluated | Sampled | Checkpoint | BatchReduced | Completed | Stopped | Failed
-ToChild = Cancel | CheckpointNow
 
 _encoder = msgspec.msgpack.Encoder()
 from_child = msgspec.msgpack.Decoder(FromChild)
-to_child = msgspec.msgpack.Decoder(ToChild)
+to_child = msgspec.msgpack.Decoder(Cancel)
 
 
 class BrokenFrame(Exception):

@@ -6,7 +6,7 @@ import logging
 import nats.errors
 
 from libs import telemetry
-from libs.events import Event, Origin, story
+from libs.events import Event, Origin, TrainingStarted, story
 from libs.events.log import Conflict, EventLog, Full, Unavailable, Write
 
 from .ending import Moved, Over, Signals
@@ -23,6 +23,8 @@ class Pen:
         self.story = Story()
         self.attempt = 0
         """Ours; 0 before one was started."""
+        self._starting = 0
+        """The one whose start is on its way: read before the answer came, it is no other worker's."""
         self._log = event_log
         self._where = story(tenant, job_id)
         self.tenant = tenant
@@ -39,7 +41,7 @@ class Pen:
             if of_training(recorded) and recorded.seq > self.story.guard and recorded.event:
                 self._found.append(recorded.event)
             self.story.tell(recorded)
-        if self.story.ended or self.story.attempt > self.attempt > 0:
+        if self.story.ended or 0 < self.attempt < self.story.attempt != self._starting:
             raise Over
         if self.story.cancel_requested:
             self._signals.ask_cancel()
@@ -52,8 +54,24 @@ class Pen:
             except OUTAGES as error:
                 await _wait(error)
 
-    async def append(self, event: Event, *, as_read: bool = False) -> None:
-        """Waits for a log that is away. With `as_read` it raises Moved instead of writing behind what had not been read."""
+    async def begin(self, started: TrainingStarted) -> None:
+        """Raises Moved, or Over, instead of writing behind what had not been read."""
+        self._starting = started.attempt
+        try:
+            await self._append(started, as_read=True)
+            self.attempt = started.attempt
+        except Moved:
+            self._starting = 0  # it was somebody else's
+            await self.read()
+            raise
+        finally:
+            self._starting = 0
+
+    async def append(self, event: Event) -> None:
+        """Waits for a log that is away."""
+        await self._append(event)
+
+    async def _append(self, event: Event, *, as_read: bool = False) -> None:
         async with self._turn:
             self._found.clear()
             while True:

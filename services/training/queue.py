@@ -91,6 +91,9 @@ class Queue:
             case _:
                 return
 
+    def forget(self, entry: Entry) -> None:
+        self.entries.pop((entry.tenant, entry.job_id), None)
+
     @property
     def waiting(self) -> list[Entry]:
         """Ready, and no worker has started on it."""

@@ -79,8 +79,13 @@ class Scheduler:
         """Before any worker has started, the end of a job is ours to write."""
         for entry in self._queue.to_cancel:
             told = Story()
-            for recorded in await self._log.read(story(entry.tenant, entry.job_id)):
-                told.tell(recorded)
+            try:
+                for recorded in await self._log.read(story(entry.tenant, entry.job_id)):
+                    told.tell(recorded)
+            except Unreadable:
+                log.exception("the story of a job can't be read", extra={"job": entry.job_id})
+                self._queue.forget(entry)  # what is wrong with one job holds up no other
+                continue
             if told.created and told.guard == 0 and not told.ended:
                 await self._write_cancelled(entry, told)
 

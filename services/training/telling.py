@@ -1,6 +1,7 @@
 """A child's frames as facts. A child loads strangers' models: what it says is made storable, and cut to what a fact may carry."""
 
 import math
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -13,6 +14,8 @@ LONGEST_WORD = 4_000
 """Characters of an error's message."""
 MOST = 48 * 1024
 """Bytes of what is free in its form: samples, a summary. A fact carries 64 KiB in all."""
+MOST_NAMES, LONGEST_NAME = 100, 100
+"""Of metrics, of samples, of what a summary tells: whoever counts for ever is not listened to for so long."""
 _DEEPEST = 16
 _INT8 = 2**63
 
@@ -50,14 +53,14 @@ def speed(frame: Step) -> float:
 
 def told(metrics: dict[str, float]) -> tuple[dict[str, float | None], dict[str, str]]:
     """A number that is none can't be read again: it is named beside the others."""
-    named = {clean(name): float(value) for name, value in metrics.items()}
+    named = {clean(name)[:LONGEST_NAME]: float(value) for name, value in islice(metrics.items(), MOST_NAMES)}
     finite = {name: value if math.isfinite(value) else None for name, value in named.items()}
     return finite, {name: str(value) for name, value in named.items() if not math.isfinite(value)}
 
 
 def fitting(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """As much of each as fits: texts are cut before samples are left out."""
-    every = clean(samples)
+    every = clean(samples[:MOST_NAMES])
     longest = MOST
     while len(msgspec.json.encode(every)) > MOST and longest > 64:
         longest //= 2
@@ -71,7 +74,7 @@ def summary(*parts: dict[str, Any]) -> dict[str, Any]:
     """Later parts win; what is too large is left out."""
     every: dict[str, Any] = {}
     for part in parts:
-        for name, value in clean(part).items():
+        for name, value in clean(dict(islice(part.items(), MOST_NAMES))).items():
             if len(msgspec.json.encode({**every, name: value})) <= MOST:
                 every[name] = value
     return every

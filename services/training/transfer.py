@@ -1,8 +1,11 @@
 """Files between a run's folder and the object store: whole, hashed, in bounded memory; and checkpoints on their way there while the run goes on."""
 
 import asyncio
+import errno
 import hashlib
 import logging
+import os
+import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -38,8 +41,8 @@ async def fetch(storage: Storage, claim: Claim, path: Path) -> None:
 async def store(storage: Storage, folder: str, path: Path, *, size: int | None = None) -> Claim:
     """The file, or its first `size` bytes, under its own hash."""
     digest = await asyncio.to_thread(_digest, path, size)
-    with path.open("rb") as file:
-        return await storage.put_stream(f"{folder}/{digest}", _pieces(file, size))
+    with _opened(path) as file:
+        return await storage.put_stream(f"{folder}/{digest}", _pieces(file, size), expected=os.fstat(file.fileno()).st_size)
 
 
 async def patiently(work: Callable[[], Awaitable[Claim]]) -> Claim:
@@ -131,9 +134,18 @@ async def _pieces(file: BinaryIO, size: int | None) -> AsyncIterator[bytes]:
         yield piece
 
 
+def _opened(path: Path) -> BinaryIO:
+    """A file of a child's: where it has put a link or a pipe meanwhile, it would be somebody else's bytes, or an endless wait."""
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise FileNotFoundError(errno.ENOENT, "no plain file", path.name)
+    return os.fdopen(handle, "rb")
+
+
 def _digest(path: Path, size: int | None) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with _opened(path) as file:
         left = size
         while piece := file.read(_CHUNK if left is None else min(_CHUNK, left)):
             digest.update(piece)

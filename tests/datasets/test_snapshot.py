@@ -270,10 +270,10 @@ class Wary(Storage):
             await self._stop()
         return await super().get(claim)
 
-    async def put_stream(self, key: str, chunks: AsyncIterator[bytes]) -> Claim:
+    async def put_stream(self, key: str, chunks: AsyncIterator[bytes], *, expected: int = 0) -> Claim:
         if self._at == 0:
             await self._stop()
-        return await super().put_stream(key, chunks)
+        return await super().put_stream(key, chunks, expected=expected)
 
     async def _stop(self) -> None:
         self.reached.set()

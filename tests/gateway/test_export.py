@@ -6,6 +6,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -36,6 +37,7 @@ FILES = {
 }
 LISTED = ["adapter_model.safetensors", "adapter_config.json", "training_config.json", "metrics.json", "report.md", "tokenizer.json", ZIP]
 BIG = "adapter_model.safetensors"
+TYPES = {".json": "application/json", ".md": "text/markdown; charset=utf-8"}
 
 
 @pytest.fixture
@@ -143,6 +145,7 @@ async def test_a_file_comes_as_it_was_exported(api: httpx.AsyncClient, exported:
     assert answer.headers["content-length"] == str(len(FILES[name]))
     assert answer.headers["etag"] == f'"{hashlib.sha256(FILES[name]).hexdigest()}"'
     assert answer.headers["content-disposition"] == f'attachment; filename="{name}"'
+    assert answer.headers["content-type"] == TYPES.get(Path(name).suffix, "application/octet-stream")
 
 
 async def test_the_zip_holds_all_files_and_is_always_the_same(api: httpx.AsyncClient, exported: FakeRun):

@@ -347,6 +347,15 @@ async def test_odd_files_in_a_folder_hold_nobody_up(api: httpx.AsyncClient, fold
     assert (told["valid"], told["num_parameters"]) == (False, None)
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+async def test_a_folder_whose_files_can_not_be_read_is_as_good_as_not_there(api: httpx.AsyncClient, folders: Path, project: str, name: str):
+    unreadable = folders / f"unreadable {name}"
+    unreadable.mkdir()
+    (unreadable / name).symlink_to("/proc/self/mem")  # an error for root too
+
+    assert (await resolve(api, project, str(unreadable))).status_code == 404
+
+
 # ---- whatever the hub says
 
 

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import httpx
 import msgspec
 import pytest
@@ -38,6 +39,7 @@ from libs.events import (
 from libs.events.log import EventLog, Write
 from libs.runtime import bus
 from services.gateway.domain.jobs import run_id
+from services.gateway.views.database import connection
 from tests.kit.eventually import eventually
 from tests.kit.gateway import KEPT, client, footprint, running
 
@@ -93,6 +95,13 @@ async def stages(servers: Servers) -> AsyncIterator[Stages]:
     yield Stages({category: EventLog(nc, source=f"/{users[category]}") for category, nc in connections.items()})
     for nc in connections.values():
         await nc.close()
+
+
+@pytest.fixture
+async def views(servers: Servers) -> AsyncIterator[asyncpg.Connection]:
+    session = await connection(servers.database_url)
+    yield session
+    await session.close()
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +284,8 @@ async def test_what_makes_no_sense_is_refused_by_field_and_starts_nothing(api: h
     answer = await refused(api, servers, log, shared, body, status=422, code="VALIDATION_ERROR")
 
     if field:
-        assert [error["field"] for error in answer["context"]["errors"]] == [field]
+        (error,) = answer["context"]["errors"]
+        assert (error["field"], answer["detail"]) == (field, f"{field}: {error['message']}")
     assert len(str(answer)) < 2000
 
 
@@ -434,6 +444,24 @@ async def test_a_cancel_is_answered_when_the_run_has_ended(api: httpx.AsyncClien
     assert (await seen(api, project, "cancelled"))["job_id"] == job
     assert (await api.post(f"/projects/{project}/train/cancel")).json()["status"] == "no_active_job"
     assert len(await log.read(f"ev.local.job.cancel_requested.{job}")) == 1
+
+
+async def test_who_reads_that_his_run_is_cancelled_may_start_another_at_once(
+    api: httpx.AsyncClient, stages: Stages, views: asyncpg.Connection, log: EventLog, project: str
+):
+    job = (await api.post(f"/projects/{project}/train/start", json={})).json()["job_id"]
+    await stages.prepared(job)
+    async with views.transaction():
+        await views.execute("lock table runs in exclusive mode")  # for a moment the views can't follow
+        asked = asyncio.create_task(api.post(f"/projects/{project}/train/cancel"))
+        await eventually(lambda: log.read(f"ev.local.job.cancel_requested.{job}"))
+        await stages.say(TrainingCancelled(job_id=job, attempt=1, step=0))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(asked), 0.4)
+    answer = await asked
+    again = await api.post(f"/projects/{project}/train/start", json={})
+
+    assert (answer.json()["status"], again.status_code) == ("cancelled", 202)
 
 
 async def test_a_cancel_that_nobody_hears_in_time_says_that_it_goes_on(api: httpx.AsyncClient, log: EventLog, project: str):

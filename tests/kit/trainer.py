@@ -144,7 +144,7 @@ class _Run:
         self._say(BatchReduced(step=self._step, micro_tokens=64))
         self._say(Sampled(step=self._step, samples=[{"prompt": "2 + 2", "text": "four\0" + "!" * 100_000}]))
         artifacts = {"adapter": self._script.steal or str(self._folder / "adapter")}
-        summary = {"connected": _can_connect() if self._script.calls_home else None, "threads": os.environ.get("OMP_NUM_THREADS")}
+        summary = {"connected": can_connect() if self._script.calls_home else None, "threads": os.environ.get("OMP_NUM_THREADS")}
         return self._say(Completed(step=self._step, artifacts=artifacts, metrics={"eval_loss": 1.0}, summary=summary))
 
     def _wait(self, seconds: float) -> None:
@@ -169,7 +169,7 @@ def _next(state: bytes, step: int) -> tuple[bytes, float]:
     return state, int.from_bytes(state[:6], "big") / 2**48
 
 
-def _can_connect() -> bool:
+def can_connect() -> bool:
     """To an address of this machine that is there in every network but an empty one."""
     with socket.socket() as listening, socket.socket() as calling:
         try:

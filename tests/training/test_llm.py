@@ -24,7 +24,7 @@ from services.training.runner.losses import summed_cross_entropy
 from services.training.runner.optimizing import Optimizer
 from services.training.runner.outcome import Failure
 from services.training.runner.packing import batch, packed
-from services.training.runner.rows import Row
+from services.training.runner.rows import Row, read
 from tests.kit import finetunes as kit
 
 CPU = torch.device("cpu")
@@ -208,6 +208,59 @@ def test_a_template_that_does_not_write_turn_by_turn_makes_rows_learned_whole_wi
     assert any("turn by turn" in warning for warning in found.warnings)
 
 
+def test_turns_that_a_template_writes_otherwise_once_they_are_old_are_left_out_with_a_warning(tokenizer):
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m['role'] }}]{% if m['role'] == 'assistant' and loop.last %}(thinks){% endif %}{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+
+    found = learned(tokenizer, kit.conversation("Hi", "Hello", "How much is 2 plus 3?", "Five"))
+
+    assert words(tokenizer, found.train[0]) == "(thinks)Five"
+    assert any("In 1 rows" in warning and "two ways" in warning for warning in found.warnings)
+
+
+def test_calls_of_tools_are_learned_and_the_template_is_told_which_there_are(tokenizer, tmp_path):
+    said = [("human", "How late is it?"), ("function_call", '{"name": "clock"}'), ("observation", "12:00"), ("gpt", "Noon.")]
+    content, _, meta = canonical_of({"conversations": [{"from": who, "value": text} for who, text in said], "tools": '[{"name": "clock"}]'})
+    (tmp_path / "rows").write_text(json.dumps({"id": "1", "split": "train", "format": "sharegpt", "data": {**content, "meta": meta}}) + "\n")
+    tokenizer.chat_template = "{{ tools[0].name }}" + tiny.TEMPLATE
+
+    (example,) = examples(read(tmp_path / "rows"), tokenizer, longest=1000, everything=False, heed=lambda: None, progress=lambda done, total: None).train
+
+    assert tokenizer.decode(example.ids).startswith("clock")
+    assert words(tokenizer, example) == '{"name": "clock"}<|over|>\nNoon.<|over|>\n'
+
+
+def canonical_of(row: dict[str, Any]) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """As the datasets service leaves it."""
+    from services.datasets.formats.shapes import canonical
+
+    name, content, meta = canonical(row)
+    return content, name, meta
+
+
+def test_a_row_that_a_template_stumbles_over_is_left_out_and_the_others_are_learned(tokenizer):
+    odd, sound = kit.conversation("Hi", "Hello"), kit.conversation("Who?", "Me")
+    odd["data"]["messages"][1]["tool_calls"] = 5
+    tokenizer.chat_template = "{% for m in messages %}{% for call in m.tool_calls or [] %}{% endfor %}{% endfor %}" + tiny.TEMPLATE
+
+    found = learned(tokenizer, odd, sound)
+
+    assert [words(tokenizer, example) for example in found.train] == ["Me<|over|>\n"]
+    assert any("refuses 1 rows" in warning for warning in found.warnings)
+
+
+def test_a_template_is_written_with_where_there_is_no_network():
+    from services.training.runner.limited import limited
+    from tests.kit.trainer import can_connect
+    from tests.training.test_worker import kernel_takes_networks_away
+
+    (connected,) = limited(lambda: iter([can_connect()]), seconds=5, megabytes=64, heed=lambda: None)
+
+    assert connected is not kernel_takes_networks_away()
+
+
 def test_a_template_without_a_system_gets_its_words_in_the_first_question(tokenizer):
     tokenizer.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + tiny.TEMPLATE
 
@@ -239,7 +292,8 @@ def test_rows_that_are_too_long_are_cut_and_counted_and_those_with_nothing_left_
     ids=["endless", "huge in memory", "huge text", "breaking out", "broken"],
 )
 def test_a_hostile_chat_template_is_refused_with_a_reason(tokenizer, monkeypatch, template, why):
-    monkeypatch.setattr("services.training.runner.chat.SECONDS", 1)
+    if why == "computing time":
+        monkeypatch.setattr("services.training.runner.chat.SECONDS", 1)
     tokenizer.chat_template = template
 
     with pytest.raises(Failure, match=why) as failure:
@@ -402,6 +456,38 @@ def replaced(spec: Any, *, folder: str, **tuning: Any) -> Any:
     return msgspec.structs.replace(spec, folder=folder, tuning=msgspec.structs.replace(spec.tuning, **tuning))
 
 
+@pytest.mark.parametrize("stopped_at", [2, 6], ids=["in the middle", "at the end"])
+def test_a_run_that_is_stopped_while_it_evaluates_does_so_when_it_goes_on(tmp_path, cache, stopped_at):
+    rows = kit.sums(16, held_out=4)
+    whole = kit.train(kit.spec(tmp_path / "whole", rows, cache=cache, num_epochs=2, eval_steps=2))
+    again = kit.spec(tmp_path / "again", rows, cache=cache, num_epochs=2, eval_steps=2)
+
+    stopped = kit.train(again, on=lambda frame, wishes: wishes.stop.set() if isinstance(frame, Step) and frame.step == stopped_at else None)
+    (kept,) = stopped.of(Checkpoint)[-1:]
+    resumed = kit.train(msgspec.structs.replace(again, resume=kept.path))
+
+    assert isinstance(whole.end, Completed)
+    assert isinstance(resumed.end, Completed)
+    assert kept.step == stopped_at
+    assert [frame.step for frame in stopped.of(Evaluated)] == [step for step in (0, 2, 4) if step < stopped_at]
+    assert resumed.end.summary["evaluations"] == whole.end.summary["evaluations"]
+    assert {name: value for name, value in resumed.end.metrics.items() if name != "tokens_per_second"} == {
+        name: value for name, value in whole.end.metrics.items() if name != "tokens_per_second"
+    }
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(tmp_path, cache, monkeypatch):
+    from services.training.trainers import llm
+
+    losses = iter([2.0, math.nan, 1.5, 1.8])
+    monkeypatch.setattr(llm.Run, "_held_out_loss", lambda self: next(losses))
+
+    told = kit.train(kit.spec(tmp_path / "run", kit.sums(16, held_out=4), cache=cache, eval_steps=1))
+
+    assert isinstance(told.end, Completed)
+    assert (told.end.summary["best_step"], told.end.metrics["eval_loss"]) == (2, 1.5)
+
+
 def test_a_run_that_diverges_fails_and_names_the_step(tmp_path, cache):
     spec = kit.spec(tmp_path / "run", kit.sums(24), cache=cache, method="full", learning_rate=0.99, max_grad_norm=0, max_steps=400, warmup_ratio=0)
 
@@ -489,6 +575,43 @@ def test_a_model_that_lacks_weights_is_refused(tmp_path, cache, base):
 
     assert failure.code == "model"
     assert "lacks weights" in failure.message
+
+
+@pytest.mark.parametrize(
+    ("config", "why", "last"),
+    [
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers", "find"),
+        ({"num_labels": 10**9}, "num_labels", "find"),
+        ({"vocab_size": 10**9}, "64,000,", "fetch"),
+        ({"hidden_size": 10**12, "num_attention_heads": 1}, "asks for at least", "fetch"),
+    ],
+    ids=["layers", "labels", "vocabulary", "width"],
+)
+def test_a_configuration_that_wants_more_than_there_is_is_refused_before_anything_is_built(tmp_path, cache, base, config, why, last):
+    failure, told = refusal(tmp_path, cache, broken(base, tmp_path / "m", **config))
+
+    assert (failure.code, phases(told)[-1]) == ("model", last)
+    assert why in failure.message
+
+
+def test_a_tokenizer_with_tokens_that_the_model_does_not_know_is_refused_before_it_is_loaded(tmp_path, cache, base):
+    place = broken(base, tmp_path / "m", vocab_size=300)
+
+    failure, told = refusal(tmp_path, cache, place)
+
+    assert failure.code == "model"
+    assert "don't belong together" in failure.message
+    assert "load" not in phases(told)
+
+
+def test_a_model_with_an_adapter_in_its_folder_is_refused_as_not_what_it_is_called(tmp_path, cache, base):
+    place = broken(base, tmp_path / "m")
+    (place / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "/somewhere/else"}')
+
+    failure, told = refusal(tmp_path, cache, place)
+
+    assert "adapter_config.json" in failure.message
+    assert phases(told) == ["find"]
 
 
 @pytest.mark.parametrize(

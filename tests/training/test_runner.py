@@ -17,7 +17,6 @@ from services.training.children import Child, Children
 from services.training.frames import (
     Cancel,
     Checkpoint,
-    CheckpointNow,
     Completed,
     Evaluated,
     Failed,
@@ -214,18 +213,6 @@ async def test_a_run_that_is_cancelled_before_its_first_step_just_stops(start, c
 
     assert heard[-1] == Stopped(step=0)
     assert not [frame for frame in heard if isinstance(frame, Checkpoint)]
-
-
-async def test_a_checkpoint_comes_when_it_is_asked_for(start, cache, tmp_path):
-    line = await start(kit.spec(tmp_path / "run", kit.sums(40), cache=cache, max_steps=100_000, save_steps=1_000_000))
-    await line.until(Step, step=2)
-
-    line.send(CheckpointNow())
-    await line.until(Checkpoint)
-    line.send(Cancel())
-    await line.end()
-
-    assert line.heard
 
 
 async def test_a_child_whose_worker_hangs_up_leaves_at_once_and_writes_no_more(start, cache, tmp_path):

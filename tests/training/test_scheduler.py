@@ -165,6 +165,23 @@ async def test_before_anybody_starts_a_cancel_is_answered_by_the_scheduler(train
     assert await job.names() == ["cancelled"]
 
 
+async def test_a_job_whose_story_can_not_be_read_holds_up_no_other(training: Process, nc: Client, new_job: Callable[[], Job]):
+    odd, sound, next_one = new_job(), new_job(), new_job()
+    before = training.pid
+    await odd.create()
+    await nc.request(f"ev.{odd.tenant}.oddity.said.{odd.id}", b"no fact")
+    await sound.create()
+    for job in (odd, sound):
+        await job.cancel()
+        await job.prepare()
+
+    assert isinstance(await sound.ended(), TrainingCancelled)
+    await next_one.create(steps=1)
+    await next_one.prepare()
+    await next_one.completed()
+    assert training.pid == before
+
+
 async def test_jobs_beyond_the_number_of_workers_wait_and_can_be_cancelled(training: Process, new_job: Callable[[], Job]):
     running, waiting = [new_job(), new_job()], [new_job(), new_job()]
     for job in (*running, *waiting):

@@ -6,7 +6,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,26 @@ from infra.embedded import Process, Servers
 from libs import tiny
 from libs.events import (
     FineTune,
+    Recorded,
     TrainingAttemptLost,
     TrainingCheckpointed,
     TrainingEvaluated,
     TrainingFailed,
     TrainingProgressed,
     TrainingSampled,
+    TrainingStarted,
 )
+from libs.events.log import EventLog
 from libs.storage import Storage
 from services.training import models
+from services.training.children import _bare
+from services.training.ending import Moved, Over, Signals
 from services.training.folders import workplace
 from services.training.frames import Step
+from services.training.pen import Pen
 from services.training.steps import StepLog, cut
-from services.training.telling import clean, fitting, summary
-from services.training.transfer import Kept, Uploads
+from services.training.telling import clean, fitting, summary, told
+from services.training.transfer import Kept, Uploads, store
 from tests.kit.eventually import eventually
 from tests.kit.trainer import losses
 from tests.kit.training import Job, child, folders
@@ -216,11 +222,112 @@ async def test_a_child_has_no_keys_and_no_network(training: Process, job: Job):
     assert not [name for name in environ if name.startswith("TRAINYARD_")]
     assert (score, group) == (1000, process.pid)
     assert end.summary["threads"] == environ["OMP_NUM_THREADS"]
-    if _kernel_takes_networks_away():
+    if kernel_takes_networks_away():
         assert end.summary["connected"] is False
 
 
 # Its parts
+
+
+async def test_who_reads_of_its_own_new_attempt_before_the_answer_comes_goes_on(log: EventLog, job: Job):
+    await job.create(steps=1)
+    pen = await pen_of(log, job)
+    await pen.begin(TrainingStarted(job_id=job.id, attempt=1))
+    append = log.append
+
+    async def slow(*args: Any, **more: Any) -> list[Recorded]:
+        written = await append(*args, **more)
+        await pen.look()
+        return written
+
+    log.append = slow
+    await pen.begin(TrainingStarted(job_id=job.id, attempt=2))
+
+    assert pen.attempt == 2
+
+
+async def test_of_two_who_begin_the_same_attempt_the_second_lets_go(log: EventLog, job: Job):
+    await job.create(steps=1)
+    ours = await pen_of(log, job)
+    await ours.begin(TrainingStarted(job_id=job.id, attempt=1, worker="ours"))
+    other = await pen_of(log, job)
+
+    await other.begin(TrainingStarted(job_id=job.id, attempt=2, worker="other"))
+
+    with pytest.raises(Over):
+        await ours.begin(TrainingStarted(job_id=job.id, attempt=2, worker="ours"))
+
+
+async def test_who_has_a_lease_but_an_old_story_reads_on_and_begins_anew(log: EventLog, job: Job):
+    await job.create(steps=1)
+    ours, other = await pen_of(log, job), await pen_of(log, job)
+    for attempt in (1, 2):
+        await other.begin(TrainingStarted(job_id=job.id, attempt=attempt, worker="other"))
+
+    with pytest.raises(Moved):
+        await ours.begin(TrainingStarted(job_id=job.id, attempt=1, worker="ours"))
+
+    await ours.begin(TrainingStarted(job_id=job.id, attempt=ours.story.attempt + 1, worker="ours"))
+    assert ours.attempt == 3
+
+
+async def pen_of(log: EventLog, job: Job) -> Pen:
+    pen = Pen(log, tenant=job.tenant, job_id=job.id, signals=Signals())
+    await pen.read()
+    return pen
+
+
+@pytest.mark.parametrize("what", ["link", "pipe", "folder"])
+async def test_what_is_no_plain_file_is_never_stored(storage: Storage, tmp_path: Path, what: str):
+    place = tmp_path / "kept-1"
+    match what:
+        case "link":
+            place.symlink_to("/etc/hostname")
+        case "pipe":
+            os.mkfifo(place)
+        case _:
+            place.mkdir()
+
+    with pytest.raises(OSError, match="kept-1"):
+        await store(storage, "t/job/1", place)
+
+
+@pytest.mark.parametrize(("expected", "parts"), [(0, 1), (1 << 30, 1 << 7), (200 << 30, 10_000)])
+async def test_no_object_has_more_parts_than_the_store_takes(storage: Storage, monkeypatch: pytest.MonkeyPatch, expected: int, parts: int):
+    sizes: list[int] = []
+    put = storage._client.put_object
+
+    def seen(*args: Any, part_size: int, **more: Any) -> Any:
+        sizes.append(part_size)
+        return put(*args, part_size=part_size, **more)
+
+    monkeypatch.setattr(storage._client, "put_object", seen)
+
+    async def content() -> AsyncIterator[bytes]:
+        yield b"x"
+
+    claim = await storage.put_stream("t/job/1", content(), expected=expected)
+
+    assert claim.size == 1
+    assert -(-expected // sizes[0]) <= parts
+
+
+def test_no_secret_of_the_operators_shell_goes_to_a_child(monkeypatch: pytest.MonkeyPatch):
+    secrets = ("AWS_SECRET_ACCESS_KEY", "TRAINYARD_S3_SECRET_KEY", "PGPASSWORD", "OPENAI_API_KEY", "GITHUB_TOKEN", "DATABASE_URL")
+    for name in (*secrets, "CUDA_VISIBLE_DEVICES", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "x")
+
+    passed_on = _bare()
+
+    assert not passed_on.keys() & set(secrets)
+    assert passed_on.keys() >= {"PATH", "CUDA_VISIBLE_DEVICES", "HTTPS_PROXY"}
+
+
+def test_a_child_may_not_name_ever_more_metrics():
+    finite, _ = told({f"{n}" * 50: float(n) for n in range(10_000)})
+
+    assert len(finite) == 100
+    assert max(map(len, finite)) == 100
 
 
 def test_a_model_of_the_hub_is_at_hand_once_a_run_has_loaded_its_commit(tmp_path: Path):
@@ -296,7 +403,7 @@ async def test_of_checkpoints_that_wait_for_the_store_the_newest_goes_first_and_
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("said", "stored"),
     [
         ("a\0b", "a\u2400b"),
         ("half \ud800", "half ?"),
@@ -306,8 +413,8 @@ async def test_of_checkpoints_that_wait_for_the_store_the_newest_goes_first_and_
         ({1: b"bytes"}, {"1": "b'bytes'"}),
     ],
 )
-def test_whatever_a_child_says_can_be_stored(said: Any, told: Any):
-    assert clean(said) == told
+def test_whatever_a_child_says_can_be_stored(said: Any, stored: Any):
+    assert clean(said) == stored
 
 
 def test_a_summary_that_is_too_large_loses_what_is_too_large():
@@ -317,10 +424,10 @@ def test_a_summary_that_is_too_large_loses_what_is_too_large():
 def test_many_long_samples_fit_all_the_same():
     samples = [{"prompt": f"{n}", "text": "x" * 5_000} for n in range(30)]
 
-    told = fitting(samples)
+    fitted = fitting(samples)
 
-    assert len(told) == 30
-    assert len(msgspec.json.encode(told)) < 50_000
+    assert len(fitted) == 30
+    assert len(msgspec.json.encode(fitted)) < 50_000
 
 
 def _step(n: int) -> Step:
@@ -342,6 +449,6 @@ def _group(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[2])
 
 
-def _kernel_takes_networks_away() -> bool:
+def kernel_takes_networks_away() -> bool:
     code = "from services.training.runner import network; raise SystemExit(not network.leave())"
     return subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -16,7 +16,7 @@ from services.gateway.api.requests import AnyRequest
 Content = Sequence[bytes | Claim]
 """What a download consists of, in order."""
 
-_TYPES = {"json": "application/json", "md": "text/markdown; charset=utf-8", "zip": "application/zip", "jinja": "text/plain; charset=utf-8"}
+_TYPES = {"json": "application/json", "md": "text/markdown", "zip": "application/zip", "jinja": "text/plain"}
 
 
 async def send(request: AnyRequest, storage: Storage, content: Content, *, filename: str) -> Response[Any]:

@@ -79,7 +79,7 @@ class Refused(Exception):
             status=status,
             code=code or CODES.get(status, "error"),
             message=message,
-            fields=[Field(field, message)] if field else [],
+            fields=[Field(field, message.removeprefix(f"{field}: "))] if field else [],
             context=context or {},
             headers=headers or {},
         )

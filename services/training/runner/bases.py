@@ -19,12 +19,19 @@ from libs.events import FineTune
 from services.training.frames import RunSpec
 
 from . import tiny
+from .examples import Examples
 from .outcome import Failure
 
 SMALL = ["*.json", "*.jinja", "*.txt", "*.model", "tokenizer*"]
 """All but the weights."""
 WEIGHTS = [*SMALL, "*.safetensors"]
 CONFIGURATIONS = ("config.json", "tokenizer_config.json")
+
+MOST = 10_000
+COUNTS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "num_labels")
+"""Of these transformers makes an entry each as soon as it reads a configuration."""
+DENSEST = 8
+"""Parameters that a byte of a weights file can stand for at most: one bit each."""
 
 BETWEEN = 0.5
 """Seconds between two words about a download."""
@@ -63,6 +70,29 @@ def fetch_weights(base: Base, spec: RunSpec, progress: Progress) -> None:
     base.folder = _folder(spec.tuning, Path(spec.cache or os.path.join(spec.folder, "cache")), WEIGHTS, progress)
     if not any(base.folder.glob("*.safetensors")):
         raise Failure("model", f"{base.name} has no weights in the format safetensors. Pickle files run code when they are read, so they are never loaded.")
+    _check_weight(base)
+
+
+def check_vocabulary(base: Base, learned: Examples) -> None:
+    """A token that a model doesn't know ends a process on a CPU in riddles, and on a GPU takes the device along."""
+    known = getattr(base.config.get_text_config(), "vocab_size", None)
+    if not isinstance(known, int) or len(base.tokenizer) <= known:
+        return
+    highest = max(int(example.ids.max()) for example in (*learned.train, *learned.held_out))
+    if highest >= known:
+        raise Failure("model", f"The tokenizer of {base.name} makes the token {highest}, but the model knows {known} only: they don't belong together.")
+
+
+def _check_weight(base: Base) -> None:
+    """A configuration is a stranger's wish for memory: weights that are not in the files would be made up first, and missed afterwards."""
+    config = base.config.get_text_config()
+    hidden, inner, layers, vocabulary = (
+        size if isinstance(size := getattr(config, name, 0), int) else 0 for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
+    )
+    least = layers * hidden * max(hidden, inner) + vocabulary * hidden
+    stored = sum(file.stat().st_size for file in base.folder.glob("*.safetensors"))
+    if least > DENSEST * stored:
+        raise Failure("model", f"The configuration of {base.name} asks for at least {least:,} weights, but its files have {stored:,} bytes only.")
 
 
 def _folder(tuning: FineTune, cache: Path, patterns: list[str], progress: Progress = lambda done, total: None) -> Path:
@@ -137,8 +167,21 @@ def _check(name: str, folder: Path) -> None:
             raise Failure(
                 "model", f"{name} brings its own code along (auto_map in {file}), which is never run. Take a model that transformers knows by itself."
             )
+        if odd := _odd_count(config):
+            raise Failure("model", f"The {file} of {name} asks for {odd[1]:,} as {odd[0]}; more than {MOST:,} are no model.")
+    if (folder / "adapter_config.json").exists():  # it would be loaded silently, and the base not be what it is called
+        raise Failure("model", f"{name} has an adapter in it (adapter_config.json). Take the base model alone, or one that the adapter was merged into.")
     if not (folder / "config.json").exists():
         raise Failure("model", f"{name} has no config.json, so it is no model for transformers.")
+
+
+def _odd_count(config: dict[str, Any]) -> tuple[str, int] | None:
+    for key, value in config.items():
+        if isinstance(value, dict) and (odd := _odd_count(value)):
+            return odd
+        if key in COUNTS and isinstance(value, int) and value > MOST:
+            return key, value
+    return None
 
 
 def _loaded(name: str, load: Callable[[], Any]) -> Any:

@@ -14,7 +14,9 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from .limited import Broken, OutOfBounds, limited
 from .outcome import Failure, plain
-from .rows import Messages
+from .rows import Messages, Tools
+
+Conversation = tuple[Messages, Tools | None]
 
 PLAIN = (
     "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}"
@@ -40,6 +42,8 @@ class Written(msgspec.Struct, frozen=True, array_like=True):
     refused: str = ""
     """Why the template doesn't want this conversation."""
     system_moved: bool = False
+    untold: int = 0
+    """Turns of the assistant whose borders can't be told, and that are not learned therefore."""
 
 
 def give_template(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -51,13 +55,13 @@ def give_template(tokenizer: PreTrainedTokenizerBase) -> bool:
     return True
 
 
-def write(conversations: list[Messages], tokenizer: PreTrainedTokenizerBase, *, heed: Callable[[], None]) -> Iterator[Written]:
+def write(conversations: list[Conversation], tokenizer: PreTrainedTokenizerBase, *, heed: Callable[[], None]) -> Iterator[Written]:
     try:
         template = tokenizer.get_chat_template()
     except ValueError as error:
         raise Failure("model", f"The model's chat template can't be used: {error}") from error
     render = partial(_render, template=template, special=dict(tokenizer.special_tokens_map))
-    seconds = SECONDS + int(PER_MESSAGE * sum(len(messages) ** 2 for messages in conversations))
+    seconds = SECONDS + int(PER_MESSAGE * sum(len(messages) ** 2 for messages, _ in conversations))
     try:
         yield from (
             msgspec.convert(item, Written)
@@ -72,16 +76,18 @@ def write(conversations: list[Messages], tokenizer: PreTrainedTokenizerBase, *, 
 Render = Callable[[Messages, bool], str]
 
 
-def _render(messages: Messages, prompting: bool, *, template: str, special: dict[str, str]) -> str:
+def _render(messages: Messages, prompting: bool, *, tools: Tools | None, template: str, special: dict[str, str]) -> str:
     given = [{key: value for key, value in message.items() if value is not None} for message in messages]
-    names: dict[str, Any] = {**special}
+    names: dict[str, Any] = {**special, "tools": tools}
     ((text,), _) = render_jinja_template(conversations=[given], chat_template=template, add_generation_prompt=prompting, **names)
-    if len(text) > 100_000 + GROWTH * sum(len(str(message)) for message in messages):
+    if len(text) > 100_000 + GROWTH * sum(len(str(thing)) for thing in (*messages, *(tools or ()))):
         raise ValueError(f"it makes {len(text)} characters of a conversation with {len(messages)} messages")
     return text
 
 
-def _written(messages: Messages, *, render: Render) -> Written:
+def _written(conversation: Conversation, *, render: Callable[..., str]) -> Written:
+    messages, tools = conversation
+    render = partial(render, tools=tools)
     try:
         return _with_borders(messages, render)
     except (jinja2.TemplateSyntaxError, jinja2.exceptions.SecurityError):
@@ -90,6 +96,8 @@ def _written(messages: Messages, *, render: Render) -> Written:
         if messages[0]["role"] == "system" and len(messages) > 1:
             return _without_system(messages, render)
         return Written(text="", refused=plain(str(why))[:200])
+    except (TypeError, AttributeError, LookupError) as why:  # as templates are, when a row has something that they didn't think of
+        return Written(text="", refused=plain(f"{type(why).__name__}: {why}")[:200])
 
 
 def _without_system(messages: Messages, render: Render) -> Written:
@@ -107,6 +115,7 @@ def _with_borders(messages: Messages, render: Render) -> Written:
     text = render(messages, False)
     said: list[tuple[int, int]] = []
     prompt = ""
+    untold = 0
     for n, message in enumerate(messages):
         if message["role"] != "assistant" or n == 0:
             continue
@@ -115,7 +124,9 @@ def _with_borders(messages: Messages, render: Render) -> Written:
         prompt = before or ""
         if before is not None and through is not None and len(before) < len(through):
             said.append((len(before), len(through)))
-    return Written(text=text, said=said, prompt=prompt)
+        else:
+            untold += 1
+    return Written(text=text, said=said, prompt=prompt, untold=untold)
 
 
 def _prefix(text: str, messages: Messages, render: Render, *, prompting: bool) -> str | None:

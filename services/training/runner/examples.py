@@ -10,7 +10,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from . import chat
 from .outcome import Failure, plain
-from .rows import Messages, Row
+from .rows import Row
 
 AT_ONCE = 256
 SAMPLES = 3
@@ -63,6 +63,8 @@ def examples(rows: list[Row], tokenizer: PreTrainedTokenizerBase, *, longest: in
             if learned is None:
                 counts["unstable"] += 1
                 learned = range(1, len(tokens.ids))
+            elif text.untold and not everything:
+                counts["untold"] += 1
             within = [place for place in learned if 0 < place < longest]
             counts["system_moved"] += text.system_moved
             counts["truncated"] += len(tokens.ids) > longest
@@ -84,7 +86,7 @@ def examples(rows: list[Row], tokenizer: PreTrainedTokenizerBase, *, longest: in
 
 
 def _texts(rows: list[Row], tokenizer: PreTrainedTokenizerBase, heed: Callable[[], None]) -> Iterator[tuple[Row, chat.Written]]:
-    conversations: list[Messages] = [row.content for row in rows if isinstance(row.content, list)]
+    conversations: list[chat.Conversation] = [(row.content, row.tools) for row in rows if isinstance(row.content, list)]
     written = chat.write(conversations, tokenizer, heed=heed) if conversations else iter(())
     for row in rows:
         yield row, chat.Written(text=row.content) if isinstance(row.content, str) else next(written)
@@ -191,5 +193,7 @@ def _warnings(counts: Counter[str], longest: int, refusal: str) -> Iterator[str]
         yield f"The model's chat template refuses {counts['refused']} rows, which are left out: {refusal}"
     if counts["unstable"]:
         yield f"The model's chat template doesn't write turn by turn, so {counts['unstable']} rows are learned whole, prompts too."
+    if counts["untold"]:
+        yield f"In {counts['untold']} rows the model's chat template writes some earlier turns of the assistant in two ways, so these turns are not learned."
     if counts["system_moved"]:
         yield f"The model's chat template knows no system message; in {counts['system_moved']} rows it was put before the first question."

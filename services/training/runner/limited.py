@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from . import orphan
+from . import network, orphan
 
 ITEM, ERROR = 0, 1
 OUT_OF_MEMORY = 17
@@ -78,7 +78,8 @@ def _items(readable: int, heed: Callable[[], None]) -> Iterator[Any]:
 def _child(work: Callable[[], Iterator[Any]], writable: int, *, seconds: int, megabytes: int) -> NoReturn:
     status = 1
     try:
-        orphan.die_with_parent()
+        network.leave()
+        orphan.die_with_parent()  # behind it: another user namespace would clear it
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         gc.disable()  # a collection would write to, and so copy, the memory that is shared with the parent
         _bound(seconds, megabytes)

@@ -4,7 +4,7 @@ import os
 import socket
 import threading
 
-from services.training.frames import Cancel, CheckpointNow, Frame, Unpacker, packed, to_child
+from services.training.frames import Frame, Unpacker, packed, to_child
 
 from .wishes import Wishes
 
@@ -37,11 +37,8 @@ class Link:
         unpacker = Unpacker()
         while data := self._received():
             for body in unpacker.feed(data):
-                match to_child.decode(body):
-                    case Cancel():
-                        self._wishes.stop.set()
-                    case CheckpointNow():
-                        self._wishes.checkpoint.set()
+                to_child.decode(body)
+                self._wishes.stop.set()  # a Cancel, the only thing that is ever asked
         if not self._over:
             os._exit(ORPHANED)  # whatever the main thread is in: another attempt may be under way
 

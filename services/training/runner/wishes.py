@@ -17,7 +17,6 @@ class Wishes:
 
     def __init__(self) -> None:
         self.stop = threading.Event()
-        self.checkpoint = threading.Event()
 
     def heed(self) -> None:
         if self.stop.is_set():

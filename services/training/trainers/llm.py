@@ -46,6 +46,8 @@ AT_LEAST_EVERY = 600.0
 RECENT = 0.1
 """Share of the steps whose mean is the loss that the run ends with."""
 
+MOST_TOLD = 200
+"""Evaluations that the summary repeats; each was told when it was made."""
 TRIED = 64
 """Tokens on which the saved model is compared with the trained one."""
 
@@ -82,6 +84,7 @@ def prepare(spec: RunSpec, tell: Tell, wishes: Wishes) -> "Run":
         heed=wishes.heed,
         progress=lambda done, total: tell(Phase(name="tokenize", done=done, total=total)),
     )
+    bases.check_vocabulary(base, learned)
     tell(Phase(name="fetch"))
     wishes.unless_stopped(lambda: bases.fetch_weights(base, spec, lambda done, total: tell(Phase(name="fetch", done=done, total=total))))
     tell(Phase(name="load"))
@@ -149,6 +152,7 @@ class Run:
             self.tell(Phase(name="measure"))
             self.evaluate()
             self.said_before = self.sample()
+        self.evaluate_when_due()  # who was stopped in the middle of it left a checkpoint without it
         self.tell(Ready(step=self.step, total_steps=self.total, facts=self.facts()))
 
     def learn(self) -> None:
@@ -192,14 +196,9 @@ class Run:
     def look_after(self) -> None:
         """What is due between two steps. An evaluation is in the checkpoint that follows it."""
         tuning = self.spec.tuning
-        epoch_ends = self.step % self.steps_per_epoch == 0
-        last = self.step == self.total
-        if last or (self.step % tuning.eval_steps == 0 if tuning.eval_steps else epoch_ends):
-            self.evaluate()
-        asked = self.wishes.checkpoint.is_set()
-        overdue = epoch_ends or time.monotonic() - self.kept_at >= AT_LEAST_EVERY
-        if asked or (self.step % tuning.save_steps == 0 if tuning.save_steps else overdue):
-            self.wishes.checkpoint.clear()
+        self.evaluate_when_due()
+        overdue = self.step % self.steps_per_epoch == 0 or time.monotonic() - self.kept_at >= AT_LEAST_EVERY
+        if self.step % tuning.save_steps == 0 if tuning.save_steps else overdue:
             self.keep()
         self.wishes.heed()
 
@@ -286,6 +285,11 @@ class Run:
 
     # ---- looking at how it goes
 
+    def evaluate_when_due(self) -> None:
+        every = self.spec.tuning.eval_steps or self.steps_per_epoch
+        if self.step and (self.step == self.total or self.step % every == 0):
+            self.evaluate()
+
     def evaluate(self) -> None:
         if not self.examples.held_out or self.step in self.evaluations:
             return
@@ -296,8 +300,9 @@ class Run:
         self.tell(Evaluated(step=self.step, metrics=metrics))
         if self.step == 0:
             return
-        if not self.best or loss < self.best["loss"]:
-            self.best = {"step": self.step, "loss": loss, "weights": self._copied()}
+        ranked = loss if math.isfinite(loss) else math.inf  # nothing compares with a NaN: it would stay the best for ever
+        if not self.best or ranked < self.best["loss"]:
+            self.best = {"step": self.step, "loss": ranked, "weights": self._copied()}
             self.worse = 0
         else:
             self.worse += 1
@@ -430,7 +435,7 @@ class Run:
             "epochs": round(self.step / self.steps_per_epoch, 3),
             "ended_early": self.ended_early,
             "best_step": self.best["step"] if self.best else self.step,
-            "evaluations": [{"step": step, **found} for step, found in self.evaluations.items()],
+            "evaluations": [{"step": step, **found} for step, found in list(self.evaluations.items())[-MOST_TOLD:]],
             "tokens": self.tokens,
             "training_seconds": round(self.seconds, 3),
             "duration_seconds": round(time.monotonic() - self.began, 3),

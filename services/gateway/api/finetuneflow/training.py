@@ -30,6 +30,8 @@ from services.gateway.views import runs
 from services.gateway.views.runs import Run
 
 CANCELLED_WITHIN = 5.0
+_SEEN = 2.0
+"""Seconds that the answer waits for the views besides: who reads that his run has ended may start another at once."""
 
 HYPERPARAMS = tuple(field for field in FineTune.__struct_fields__ if field not in ("base_model", "revision", "method", "smoke"))
 SYNONYMS = {
@@ -159,7 +161,9 @@ async def cancel_training(request: AnyRequest, project_id: FromPath[UUID], comma
         return _NOTHING
     if outcome.state.status.ended:
         return _NOTHING
-    return _came_to(await _end(live, here, outcome.state))
+    job, told = await _end(live, here, outcome.state)
+    await commands.visible(told, patience=_SEEN)
+    return _came_to(job)
 
 
 handlers: list[Any] = [start_training, train_status, cancel_training]
@@ -236,18 +240,21 @@ def _seen(run: Run, *, now: datetime) -> TrainStatus:
     )
 
 
-async def _end(live: Live, tenant: str, asked: Job) -> Job:
-    """The job as it is once it has ended, or when the patience for that is over."""
+async def _end(live: Live, tenant: str, asked: Job) -> tuple[Job, int]:
+    """The job as it is once it has ended, or when the patience for that is over; and the position of what was told of it last."""
     job: Job | None = None
+    told = 0
     try:
         async with asyncio.timeout(CANCELLED_WITHIN), aclosing(live.watch(tenant, after=0, about=asked.id)) as story:
             async for raw in story:
-                job = jobs.evolve(job, decode(raw.data, seq=raw.seq, subject=raw.subject)) if raw else job
+                if raw is None:
+                    continue
+                job, told = jobs.evolve(job, decode(raw.data, seq=raw.seq, subject=raw.subject)), raw.seq
                 if job is not None and job.status.ended:
                     break
     except TimeoutError:
-        return job or asked
-    return job or asked
+        pass
+    return job or asked, told
 
 
 def _came_to(job: Job) -> Cancelled:
