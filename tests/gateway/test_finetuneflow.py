@@ -554,6 +554,16 @@ async def test_a_job_is_told_as_its_story_goes(api: httpx.AsyncClient, log: Even
     assert (await api.delete(f"/projects/{project}")).status_code == 204
 
 
+@pytest.mark.parametrize(("asked", "field"), [({"type": "x" * 51}, "type"), ({"status": "bogus"}, "status"), ({"limit": "0"}, "limit")])
+async def test_a_wrong_filter_of_jobs_is_refused_under_the_name_that_was_sent(api: httpx.AsyncClient, asked: dict[str, str], field: str):
+    project = (await api.post("/projects", json={"name": "p"})).json()["id"]
+
+    answer = await api.get(f"/projects/{project}/jobs", params=asked)
+
+    assert answer.status_code == 422
+    assert [error["field"] for error in answer.json()["context"]["errors"]] == [field]
+
+
 async def test_jobs_are_listed_newest_first_and_by_every_familys_word_for_a_status(api: httpx.AsyncClient, log: EventLog, project: str):
     ids = [(await upload(api, project, ("a.jsonl", ROW))).json()["files"][0]["job_id"] for _ in range(5)]
     queued, running_, failed, cancelled, done = ids

@@ -319,7 +319,14 @@ async def test_a_run_is_told_as_its_story_goes(api: httpx.AsyncClient, stages: S
     begun = await seen(api, project, "running")
     await stages.say(
         TrainingEvaluated(job_id=job, attempt=1, step=0, metrics={"eval_loss": 2.5, "perplexity": 12.2}),
-        TrainingProgressed(job_id=job, attempt=1, step=450, total_steps=1000, epoch=1.35, metrics={"train_loss": 0.52, "learning_rate": 1.8e-4}),
+        TrainingProgressed(
+            job_id=job,
+            attempt=1,
+            step=450,
+            total_steps=1000,
+            epoch=1.35,
+            metrics={"train_loss": 0.52, "learning_rate": 1.8e-4, "tokens_per_second": 21_400.0},
+        ),
         TrainingEvaluated(job_id=job, attempt=1, step=450, metrics={"eval_loss": 0.48, "perplexity": 1.6}),
         TrainingCheckpointed(job_id=job, attempt=1, step=450, state=CLAIM, steps=CLAIM),
     )
@@ -337,7 +344,7 @@ async def test_a_run_is_told_as_its_story_goes(api: httpx.AsyncClient, stages: S
     job_done = (await api.get(f"/jobs/{job}")).json()
 
     assert set(queued) >= STATUS
-    assert set(queued["current_metrics"]) == METRICS
+    assert set(queued["current_metrics"]) == METRICS | {"tokens_per_second"}
     assert (queued["job_id"], queued["run_id"], queued["method"]) == (job, run_id(job), "qlora")
     assert (queued["progress_pct"], queued["started_at"], queued["elapsed_seconds"]) == (0, None, 0)
     assert begun["progress_pct"] == 0
@@ -350,6 +357,7 @@ async def test_a_run_is_told_as_its_story_goes(api: httpx.AsyncClient, stages: S
         "train_loss": 0.52,
         "eval_loss": 0.48,
         "learning_rate": 1.8e-4,
+        "tokens_per_second": 21_400.0,
         "epoch": 1.35,
     }
     assert (in_jobs["type"], in_jobs["status"], in_jobs["progress_pct"], in_jobs["message"]) == ("train", "running", 45, "Step 450/1000")

@@ -55,7 +55,7 @@ async def list_jobs(
     project_id: FromPath[UUID],
     db: NamedDependency[asyncpg.Pool],
     commands: NamedDependency[Commands],
-    kind: Annotated[str | None, QueryParameter(name="type", max_length=50)] = None,
+    type: Annotated[str | None, QueryParameter(name="type", max_length=50)] = None,
     status: Annotated[str | None, QueryParameter(name="status", max_length=50)] = None,
     limit: Limit = 50,
     offset: Offset = 0,
@@ -64,7 +64,7 @@ async def list_jobs(
     if status is not None and status not in SYNONYMS:
         raise Refused(422, f"status: must be one of {', '.join(sorted(set(STATUS.values())))}", field="status")
     statuses = list(SYNONYMS[status]) if status else None
-    rows, total = await jobs.of_project(db, tenant(request), id, kinds=[kind] if kind else None, statuses=statuses, limit=limit, offset=offset)
+    rows, total = await jobs.of_project(db, tenant(request), id, kinds=[type] if type else None, statuses=statuses, limit=limit, offset=offset)
     return JobPage(jobs=[JobOut(**_fields(row)) for row in rows], total=total, limit=limit, offset=offset)
 
 
