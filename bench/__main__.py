@@ -14,11 +14,13 @@ BENCHES = {
     "append": ["--fsync-delay-ms", "2", "5"],
     "read_your_write": [],
     "live": [],
+    "sockets": [],
     "replay": [],
     "upload": [],
     "shutdown": [],
     "commands": [],
     "around": [],
+    "webhooks": [],
     "llm": [],
 }
 """Each with the arguments that it is given here."""

@@ -50,6 +50,29 @@ class Gateway(Service, frozen=True, kw_only=True):
     auth: Annotated[
         Literal["local", "jwt"], Meta(description="`local`: whoever reaches the loopback address is the owner `local`. `jwt`: everyone needs a token.")
     ] = "local"
+    secret: Annotated[
+        str,
+        Meta(
+            description="Signs access tokens: at least 32 bytes, the same for all gateways; who knows it can be anybody. "
+            "AUTH=jwt needs it; without it the tokens of local mode end with the process."
+        ),
+    ] = ""
+    egress_allow: Annotated[
+        str,
+        Meta(
+            description="Networks, divided by commas (`10.0.0.0/8,127.0.0.1/32`), that webhooks may be sent to although they are not public. "
+            "All others that are not public are refused."
+        ),
+    ] = ""
+    registration: Annotated[Literal["open", "closed"], Meta(description="`closed`: only `python -m services.gateway users add` makes users.")] = "open"
+    login_attempts: Annotated[
+        int,
+        Meta(
+            description="Passwords that may be tried for one name within a minute, at one gateway; six times as many from one address. "
+            "Behind a proxy everybody has the proxy's address: raise it there.",
+            ge=1,
+        ),
+    ] = 10
     cors_origins: Annotated[
         str, Meta(description="Origins, divided by commas, whose pages may call the API. Empty: any loopback origin in local mode, none else.")
     ] = ""

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from libs.events import EVENTS
+from services.gateway.api.autotrainx.progress import PATHS as SOCKETS
 from services.gateway.app import openapi
 
 ROWS = list(csv.DictReader((Path(__file__).parents[1] / "docs" / "operations.csv").read_text().splitlines()))
@@ -14,7 +15,7 @@ PAGES = {("GET", "/docs"), ("GET", "/redoc"), ("GET", "/openapi.json")}
 
 
 def mounted() -> set[tuple[str, str]]:
-    return {(method.upper(), path) for path, item in openapi()["paths"].items() for method in item} | PAGES
+    return {(method.upper(), path) for path, item in openapi()["paths"].items() for method in item} | PAGES | {("WS", path) for path in SOCKETS}
 
 
 def shape(path: str) -> str:

@@ -18,6 +18,7 @@ up       starts NATS, PostgreSQL, an object store and the four services, and kee
 status   tells which parts run; exit code 1 unless all do
 rebuild  folds the log into the views anew, beside those that are being read, and swaps them
 restore  appends what the log has lost from the copy of it in the database
+users    adds, lists and changes users: `python -m infra.embedded users add --help`
 
 Data, logs, ports and secrets are in TRAINYARD_HOME (./.trainyard); the API listens on TRAINYARD_PORT (8000).
 TRAINYARD_NATS_URL, TRAINYARD_DATABASE_URL and TRAINYARD_S3_ENDPOINT name servers of your own, which are then
@@ -26,18 +27,22 @@ Exit codes: 0 stopped as asked or running already, 1 refused or failed, 2 wrong 
 """
 
 
-TOOLS = {"rebuild": ["services.gateway", "rebuild"], "restore": ["infra.restore"]}
+TOOLS = {"rebuild": ["services.gateway", "rebuild"], "restore": ["infra.restore"], "users": ["services.gateway", "users"]}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m infra.embedded", description=__doc__, epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter)
-    orders = parser.add_subparsers(dest="order", required=True, metavar="{up,status,rebuild,restore}")
+    orders = parser.add_subparsers(dest="order", required=True, metavar="{up,status,rebuild,restore,users}")
     up = orders.add_parser("up", help="start everything and keep it running")
     up.add_argument("--without-services", action="store_true", help="only NATS, PostgreSQL and the object store")
     orders.add_parser("status", help="which parts run")
     orders.add_parser("rebuild", help="make the views anew from the log")
     orders.add_parser("restore", help="bring back what the log has lost")
-    arguments = parser.parse_args()
+    users = orders.add_parser("users", help="add, list and change users", add_help=False)
+    users.add_argument("rest", nargs=argparse.REMAINDER)
+    arguments, more = parser.parse_known_args()
+    if more and arguments.order != "users":
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
     try:
         settings = load(Settings)
     except Refused as refused:
@@ -46,7 +51,8 @@ def main() -> int:
     if arguments.order == "status":
         return status(Home(settings.home))
     if arguments.order in TOOLS:
-        return use(Servers(settings.home, settings), TOOLS[arguments.order])
+        rest = [*more, *arguments.rest] if arguments.order == "users" else []
+        return use(Servers(settings.home, settings), [*TOOLS[arguments.order], *rest])
     return Supervisor(Servers(settings.home, settings), with_services=not arguments.without_services).run()
 
 

@@ -40,6 +40,7 @@ class Secrets(msgspec.Struct, frozen=True, kw_only=True):
     s3_secret_key: str
     postgres: str
     postgres_superuser: str
+    gateway: str
 
 
 class Home:
@@ -103,7 +104,7 @@ class Home:
         kept = read_json(path)
         chosen = {
             "nats": {user: _secret() for user in users.NAMES} | kept.get("nats", {}),
-            **{name: kept.get(name) or _secret() for name in ("nats_routes", "s3_access_key", "s3_secret_key", "postgres", "postgres_superuser")},
+            **{name: kept.get(name) or _secret() for name in ("nats_routes", "s3_access_key", "s3_secret_key", "postgres", "postgres_superuser", "gateway")},
         }
         if chosen != kept:
             write_json(path, chosen)

@@ -159,6 +159,7 @@ class Servers(Parts):
             known |= {"S3_ENDPOINT": self._store.endpoint, "S3_ACCESS_KEY": self._store.access_key, "S3_SECRET_KEY": self._store.secret_key}
             known |= {"S3_REGION": REGION, "S3_LOCAL_ROOT": str(self._store.root)}
         if name == GATEWAY:
+            known |= {"SECRET": self.settings.secret or self.home.secrets().gateway}
             known |= {"DATABASE_URL": self.database_url, "HOST": self.settings.host, "PORT": str(port)}
         else:
             known |= {"HEALTH_PORT": str(port)}

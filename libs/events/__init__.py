@@ -5,6 +5,7 @@ from .envelope import Claim, CloudEvent, Event, Origin, Recorded
 from .examples import ExampleDeleted
 from .exports import ExportCancelled, ExportCompleted, ExportedFile, ExportFailed, ExportProgressed, ExportStarted
 from .jobs import JobCancelRequested, JobCreated
+from .names import NameClaimed, NameReleased
 from .preparation import PreparationCancelled, PreparationCompleted, PreparationFailed, PreparationProduced, PreparationProgressed, PreparationStarted
 from .projects import (
     File,
@@ -32,6 +33,18 @@ from .training import (
     TrainingSampled,
     TrainingStarted,
 )
+from .users import UserDeleted, UserKeyCreated, UserKeyRevoked, UserLoggedIn, UserLoggedOut, UserPasswordChanged, UserRegistered, UserRoleChanged
+from .webhooks import (
+    WebhookCreated,
+    WebhookDeleted,
+    WebhookDelivered,
+    WebhookDisabled,
+    WebhookReplayRequested,
+    WebhookSecretRotated,
+    WebhookTestRequested,
+    WebhookUpdated,
+)
+from .workspaces import WorkspaceCreated
 
 __all__ = [
     "EVENTS",
@@ -51,6 +64,8 @@ __all__ = [
     "FineTune",
     "JobCancelRequested",
     "JobCreated",
+    "NameClaimed",
+    "NameReleased",
     "NotStorable",
     "Origin",
     "PreparationCancelled",
@@ -81,6 +96,23 @@ __all__ = [
     "TrainingSampled",
     "TrainingStarted",
     "Unreadable",
+    "UserDeleted",
+    "UserKeyCreated",
+    "UserKeyRevoked",
+    "UserLoggedIn",
+    "UserLoggedOut",
+    "UserPasswordChanged",
+    "UserRegistered",
+    "UserRoleChanged",
+    "WebhookCreated",
+    "WebhookDeleted",
+    "WebhookDelivered",
+    "WebhookDisabled",
+    "WebhookReplayRequested",
+    "WebhookSecretRotated",
+    "WebhookTestRequested",
+    "WebhookUpdated",
+    "WorkspaceCreated",
     "address",
     "decode",
     "encode",

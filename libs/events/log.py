@@ -131,6 +131,11 @@ class EventLog:
                 after = raw.seq
                 yield raw
 
+    async def next_position(self, pattern: str, *, after: int) -> int:
+        """Where the next fact under a filter lies; 0 when the server that was asked has none yet. One that has it has all before it."""
+        facts, _ = await read_page(self._nc, STREAM, pattern, start=after + 1, most=1)
+        return facts[0].seq if facts else 0
+
     async def scan_to(self, pattern: str, *, last: int) -> AsyncIterator["RawFact"]:
         """All facts under a filter up to a position. None is missing: the leader is asked whether the replicas that were read had them all."""
         after = 0

@@ -6,7 +6,7 @@ import msgspec
 
 from .envelope import Event
 
-SECRET_CATEGORIES: frozenset[str] = frozenset()
+SECRET_CATEGORIES = frozenset({"user", "webhook"})
 """Categories whose facts hold secrets: same stream, but never republished to the live feed."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,200}")
@@ -44,7 +44,7 @@ class Subject(msgspec.Struct, frozen=True):
 
 def address(tenant: str, event: Event) -> Address:
     category, _ = kind(event).split(".", 1)
-    return Address(tenant=tenant, category=category, key=tuple(getattr(event, field) for field in event.KEY))
+    return Address(tenant=event.TENANT or tenant, category=category, key=tuple(getattr(event, field) for field in event.KEY))
 
 
 def subject(tenant: str, event: Event) -> str:

@@ -1,5 +1,6 @@
 """uvicorn inside a process that has its own idea of signals."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ class Server(uvicorn.Server):
     """Ends when told to; signals are the process's (libs/runtime/process.py)."""
 
     def __init__(self, app: Any, *, host: str, port: int) -> None:
+        logging.getLogger("uvicorn.error").addFilter(_is_an_error)
         super().__init__(
             uvicorn.Config(
                 app,
@@ -19,6 +21,7 @@ class Server(uvicorn.Server):
                 interface="asgi3",  # a bound method would be taken for an older one
                 http="httptools",
                 ws="websockets-sansio",
+                ws_max_size=64 * 1024,  # nobody has to say anything there
                 lifespan="off",
                 log_config=None,
                 access_log=False,
@@ -35,3 +38,8 @@ class Server(uvicorn.Server):
 
     def stop(self) -> None:
         self.should_exit = True
+
+
+def _is_an_error(record: logging.LogRecord) -> bool:
+    """uvicorn complains of every handshake that is refused with an answer as if there were none."""
+    return record.msg != "ASGI callable returned without completing handshake."

@@ -1,13 +1,15 @@
-"""`python -m services.gateway`: serve. `python -m services.gateway rebuild`: make the views anew from the log."""
+"""The gateway: `python -m services.gateway` serves; `rebuild` makes the views anew from the log; `users` adds and changes users."""
 
 import argparse
 import asyncio
 import logging
 import os
+import secrets
 import socket
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -20,42 +22,68 @@ from libs.runtime.broker import Broker, broker
 from libs.runtime.http import Server
 from libs.runtime.waiting import unless
 from libs.storage import Storage
-from services.gateway import migrations, reactions
+from services.gateway import migrations, people, reactions
+from services.gateway.accounts import Accounts
 from services.gateway.app import Parts, app_version, create_app
+from services.gateway.attempts import Attempts
 from services.gateway.commands import Commands
 from services.gateway.edge import is_loopback
 from services.gateway.health import Health
 from services.gateway.hub import Hub
 from services.gateway.live import Live
 from services.gateway.loader import Loader
+from services.gateway.passwords import Passwords
 from services.gateway.questions import Questions
-from services.gateway.rebuild import Busy, rebuild
+from services.gateway.rebuild import Busy, rebuild, say
 from services.gateway.rooms import rooms
+from services.gateway.tokens import LEAST_SECRET, Signer
+from services.gateway.views import users
 from services.gateway.views.database import DOWN, LIVE, ensure_views, pool
 from services.gateway.views.progress import Progress, teller
 from services.gateway.views.runner import Projector, same_log
 from services.gateway.views.schema import fingerprint
+from services.gateway.webhooks.addresses import Network, networks
+from services.gateway.webhooks.posting import Poster
+from services.gateway.webhooks.sender import Sender
+from services.gateway.webhooks.signing import Seal
 
 log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="services.gateway", description=__doc__)
-    parser.add_argument("command", nargs="?", choices=["serve", "rebuild"], default="serve")
-    command = parser.parse_args().command
-    process.run("gateway", Gateway, serve if command == "serve" else rebuild_views)
+    parser = argparse.ArgumentParser(prog="python -m services.gateway", description=__doc__)
+    orders = parser.add_subparsers(dest="order", metavar="{serve,rebuild,users}")
+    orders.add_parser("serve", help="serve the API; this is the default")
+    orders.add_parser("rebuild", help="make the views anew from the log")
+    people.arguments(orders)
+    order = parser.parse_args()
+    process.run("gateway", Gateway, {"rebuild": rebuild_views, "users": partial(change_users, order)}.get(order.order, serve))
 
 
 async def serve(settings: Gateway, stop: asyncio.Event) -> None:
     refuse_unsafe(settings)
+    egress = allowed(settings)
     holder = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     progress, storage = Progress(), Storage(settings)
     nc, event_log, live = await unless(stop, _bus(settings))
     db = await unless(stop, _database(settings, event_log, storage))
     health = Health(event_log, db, storage, progress, version=app_version())
     commands = Commands(event_log, progress, rooms(db), fill=health.fill)
+    passwords = Passwords()
+    accounts = _accounts(settings, event_log, db, commands, passwords, health)
     hub = Hub(endpoint=settings.hf_endpoint, token=settings.hf_token, roots=settings.source_roots)
-    parts = Parts(settings=settings, db=db, log=event_log, storage=storage, commands=commands, health=health, live=live, hub=hub, questions=Questions(nc))
+    parts = Parts(
+        settings=settings,
+        db=db,
+        log=event_log,
+        storage=storage,
+        commands=commands,
+        health=health,
+        live=live,
+        hub=hub,
+        questions=Questions(nc),
+        accounts=accounts,
+    )
     app = create_app(parts)
     server = Server(app, host=settings.host, port=settings.port)
     reacting = broker(settings.nats_url, name="gateway")
@@ -64,6 +92,8 @@ async def serve(settings: Gateway, stop: asyncio.Event) -> None:
     await live.listen(nc)
     await unless(stop, reacting.start())
     sweep = reactions.Sweep(event_log, db, storage, progress, holder=holder, older_than=timedelta(hours=settings.sweep_after_hours))
+    poster = Poster(egress)
+    sender = Sender(db, commands, progress, poster, Seal(settings.secret), holder=holder)
     try:
         await _until(
             stop,
@@ -72,6 +102,7 @@ async def serve(settings: Gateway, stop: asyncio.Event) -> None:
             Loader(db, storage, progress, holder=holder).run(),
             health.watch(),
             sweep.run(),
+            sender.run(),
             ending=lambda: _end(live, server, reacting),
         )
     finally:
@@ -79,6 +110,7 @@ async def serve(settings: Gateway, stop: asyncio.Event) -> None:
         db.terminate()
         storage.close()
         hub.close()
+        passwords.close()
 
 
 async def rebuild_views(settings: Gateway, stop: asyncio.Event) -> None:
@@ -99,10 +131,46 @@ async def rebuild_views(settings: Gateway, stop: asyncio.Event) -> None:
 
 
 def refuse_unsafe(settings: Gateway) -> None:
-    if settings.auth == "jwt":
-        raise Refused("TRAINYARD_AUTH=jwt: people and tokens are not part of this version yet; only `local` is")
-    if not is_loopback(settings.host):
+    short = len(settings.secret.encode()) < LEAST_SECRET
+    if short and (settings.auth == "jwt" or settings.secret):
+        command = "python -c 'import secrets; print(secrets.token_hex(32))'"
+        raise Refused(f"TRAINYARD_SECRET must have at least {LEAST_SECRET} bytes, the same for all gateways: {command} makes one")
+    if settings.auth == "local" and not is_loopback(settings.host):
         raise Refused(f"TRAINYARD_HOST={settings.host}: without tokens (AUTH=local) only a loopback address may be listened on, like 127.0.0.1")
+
+
+async def change_users(order: argparse.Namespace, settings: Gateway, stop: asyncio.Event) -> None:
+    nc, event_log, _ = await unless(stop, _bus(settings))
+    db, storage, passwords = await pool(settings.database_url), Storage(settings), Passwords()
+    try:
+        progress = Progress()
+        await progress.listen(nc)
+        health = Health(event_log, db, storage, progress, version=app_version())
+        commands = Commands(event_log, progress, rooms(db), fill=health.fill)
+        accounts = _accounts(settings, event_log, db, commands, passwords, health)
+
+        async def listed() -> list[users.Row]:
+            return (await users.page(db, limit=1_000_000))[0]
+
+        await people.do(order, accounts, listed, tell=say)
+    finally:
+        passwords.close()
+        storage.close()
+        db.terminate()
+        await nc.close()
+
+
+def _accounts(settings: Gateway, event_log: EventLog, db: asyncpg.Pool, commands: Commands, passwords: Passwords, health: Health) -> Accounts:
+    attempts = Attempts(per_name=settings.login_attempts, per_address=6 * settings.login_attempts)
+    signer = Signer(settings.secret or secrets.token_hex(LEAST_SECRET))
+    return Accounts(event_log, db, commands, passwords=passwords, signer=signer, attempts=attempts, fill=health.fill)
+
+
+def allowed(settings: Gateway) -> list[Network]:
+    try:
+        return networks(settings.egress_allow)
+    except ValueError as error:
+        raise Refused(f"TRAINYARD_EGRESS_ALLOW: {error}; networks divided by commas are right, like 10.0.0.0/8,127.0.0.1/32") from error
 
 
 async def _bus(settings: Gateway) -> tuple[Client, EventLog, Live]:
@@ -158,10 +226,14 @@ async def _until(stop: asyncio.Event, *work: Coroutine[Any, Any, None], ending: 
 
 
 async def _end(live: Live, server: Server, reacting: Broker) -> "asyncio.Task[None]":
-    """Streams end first: the server waits for its connections. What reactions have in hand goes back meanwhile, which takes the task that is returned."""
+    """Streams end first: the server waits for its connections, and would only cut sockets off.
+
+    What reactions have in hand goes back meanwhile, which takes the task that is returned.
+    """
     giving_back = asyncio.create_task(reacting.stop(), name="reactions")
     await live.drain()
     live.close()
+    await live.deserted(0.3)
     server.stop()
     return giving_back
 

@@ -12,10 +12,14 @@ from litestar.openapi import OpenAPIConfig
 from libs.config import Gateway
 from libs.events.log import EventLog
 from libs.storage import Storage
+from services.gateway.accounts import Accounts
 from services.gateway.api import docs, platform
+from services.gateway.api.autotrainx.progress import Sockets
+from services.gateway.api.datagen import auth as datagen_auth
+from services.gateway.api.deep_learning import auth, webhooks
 from services.gateway.api.finetuneflow import dataset, export, files, hardware, health, jobs, logs, models, projects, training
 from services.gateway.api.problems import problem
-from services.gateway.api.v2 import events
+from services.gateway.api.v2 import events, keys, users
 from services.gateway.commands import Commands
 from services.gateway.edge import Edge, dressed
 from services.gateway.health import Health
@@ -37,6 +41,11 @@ ROOMS = {
     export: "finetuneflow: export",
     jobs: "finetuneflow: jobs",
     events: "v2: events",
+    auth: "deep-learning-platform: people",
+    webhooks: "deep-learning-platform: webhooks",
+    datagen_auth: "datagen: people",
+    keys: "v2: people",
+    users: "v2: people",
 }
 JSON_LIMIT = 1024 * 1024
 
@@ -53,11 +62,15 @@ class Parts(msgspec.Struct, kw_only=True):
     live: Live
     hub: Hub
     questions: Questions
+    accounts: Accounts
 
 
 def create_app(parts: Parts) -> Edge:
     given = {field: getattr(parts, field) for field in parts.__struct_fields__}
-    return Edge(_litestar(given), host=parts.settings.host, cors_origins=parts.settings.cors_origins)
+    sockets = Sockets(db=parts.db, log=parts.log, live=parts.live, storage=parts.storage, commands=parts.commands)
+    settings = parts.settings
+    app = _by_kind(_litestar(given), sockets)
+    return Edge(app, host=settings.host, cors_origins=settings.cors_origins, who=parts.accounts.principal, local=settings.auth == "local")
 
 
 def openapi() -> dict[str, Any]:
@@ -80,8 +93,15 @@ def _litestar(given: dict[str, Any]) -> Litestar:
         request_max_body_size=JSON_LIMIT,
         openapi_config=OpenAPIConfig(title="trainyard", version=app_version(), path="/schema", render_plugins=[]),
         logging_config=None,
-        signature_types=[asyncpg.Pool, Commands, EventLog, Gateway, Health, Hub, Live, Questions, Storage],
+        signature_types=[Accounts, asyncpg.Pool, Commands, EventLog, Gateway, Health, Hub, Live, Questions, Storage],
     )
+
+
+def _by_kind(http: Any, sockets: Any) -> Any:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await (sockets if scope["type"] == "websocket" else http)(scope, receive, send)
+
+    return app
 
 
 def _giver(value: object) -> Any:

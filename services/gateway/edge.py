@@ -4,9 +4,10 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote_plus, urlsplit
 
 import msgspec
 from prometheus_client import Counter, Histogram
@@ -14,10 +15,11 @@ from prometheus_client import Counter, Histogram
 from libs import telemetry
 from services.gateway.api.families import family
 from services.gateway.api.problems import Problem, Refused, problem
+from services.gateway.domain.user import LOCAL, NOBODY, Principal
+from services.gateway.tokens import Bad
 
 log = logging.getLogger("access")
 
-LOCAL = "local"
 WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 BODIES = frozenset({"application/json", "multipart/form-data"})
 METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
@@ -35,21 +37,23 @@ _seconds = Histogram(
 _request_id = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 Scope = dict[str, Any]
+Who = Callable[[str], Awaitable[Principal]]
+"""Whom a token lets in. Raises Bad."""
 
-
-class Principal(msgspec.Struct, frozen=True, kw_only=True):
-    """Who asks, and in whose workspace."""
-
-    id: str
-    tenant: str
+DOORS = frozenset({"/auth/register", "/auth/login", "/auth/refresh", "/api/v1/auth/token"})
+"""POSTs with which people enter: what token they carry along doesn't matter, it is likely to be the one that has just expired."""
+OPEN = frozenset({"/", "/health", "/livez", "/readyz", "/metrics", "/docs", "/redoc", "/openapi.json"})
+"""What everybody may read: nothing in it is anybody's."""
 
 
 class Edge:
     """ASGI around the application: a plain callable, so that unrouted requests meet it too."""
 
-    def __init__(self, app: Any, *, host: str, cors_origins: str) -> None:
+    def __init__(self, app: Any, *, host: str, cors_origins: str, who: Who, local: bool = True) -> None:
         self._app = app
         self._host = host
+        self._who = who
+        self._local = local
         self._origins = frozenset(origin.strip().rstrip("/") for origin in cors_origins.split(",") if origin.strip())
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
@@ -87,9 +91,9 @@ class Edge:
         try:
             self._check_caller(headers, origin)
             _check_request(scope, headers)
-            scope["principal"] = _principal(headers)
-        except Refused as refused:
-            await answer(scope, send, refused.problem)
+            scope["principal"] = await self._principal(scope, headers)
+        except Exception as refused:  # noqa: BLE001  # whatever is down while somebody asks to be let in is said in the family's form too
+            await answer(scope, send, problem(refused))
             return
         try:
             await self._app(scope, receive, send)
@@ -99,7 +103,9 @@ class Edge:
             await answer(scope, send, problem(error))
 
     def _check_caller(self, headers: dict[bytes, str], origin: str) -> None:
-        """A page of anybody's can make a browser call a loopback address: only pages and names of our own may."""
+        """A page of anybody's can make a browser call a loopback address: only pages and names of our own may. With tokens nothing is gained by that."""
+        if not self._local:
+            return
         name = _hostname("//" + headers.get(b"host", ""))
         if not is_loopback(name) and name != self._host:
             raise Refused(403, f"Host '{name[:100]}' is not served here", code="foreign_host")
@@ -109,7 +115,19 @@ class Edge:
     def _allows(self, origin: str) -> bool:
         if self._origins:
             return origin in self._origins
-        return is_loopback(_hostname(origin))
+        return self._local and is_loopback(_hostname(origin))
+
+    async def _principal(self, scope: Scope, headers: dict[bytes, str]) -> Principal:
+        path = scope["path"].rstrip("/") or "/"
+        if scope.get("method") == "POST" and path in DOORS:
+            return NOBODY
+        if (token := _token(scope, headers)) is not None:
+            return await self._who(token)
+        if self._local:
+            return LOCAL
+        if scope.get("method") == "GET" and (path in OPEN or path.startswith("/static/")):
+            return NOBODY
+        raise Refused(401, "A token is needed: send it as Authorization: Bearer <token>")
 
     def _cors(self, origin: str) -> list[tuple[bytes, bytes]]:
         if not origin or not self._allows(origin):
@@ -134,7 +152,12 @@ class _Sender:
         self._ended = False
 
     async def __call__(self, message: dict[str, Any]) -> None:
-        if message["type"] == "http.response.start":
+        if message["type"] == "websocket.http.response.start":
+            self.status = message["status"]
+        elif message["type"] == "websocket.accept":
+            self.status, self.first_byte = 101, time.perf_counter()
+            message["headers"] = [*message.get("headers", []), *self._headers]
+        elif message["type"] == "http.response.start":
             self.status = message["status"]
             self.first_byte = time.perf_counter()
             own = {name for name, _ in self._headers if name != b"vary"}
@@ -149,14 +172,12 @@ class _Sender:
 
 async def answer(scope: Scope, send: Any, problem: Problem) -> None:
     """A refusal outside of any route."""
-    if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1008, "reason": problem.message[:100]})
-        return
     status, body, headers = dressed(scope, problem)
     content = msgspec.json.encode(body)
     pairs = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": status, "headers": [*pairs, (b"content-length", str(len(content)).encode())]})
-    await send({"type": "http.response.body", "body": content})
+    kind = "websocket.http.response" if scope["type"] == "websocket" else "http.response"  # refuses the handshake, and says why
+    await send({"type": f"{kind}.start", "status": status, "headers": [*pairs, (b"content-length", str(len(content)).encode())]})
+    await send({"type": f"{kind}.body", "body": content})
 
 
 def dressed(scope: Any, problem: Problem) -> tuple[int, dict[str, Any], dict[str, str]]:
@@ -171,11 +192,21 @@ def dressed(scope: Any, problem: Problem) -> tuple[int, dict[str, Any], dict[str
     return status, body, headers
 
 
-def _principal(headers: dict[bytes, str]) -> Principal:
-    """Local mode: whoever reaches the loopback address is its owner. A token that is shown must be good, and none is issued yet."""
-    if b"authorization" in headers:
-        raise Refused(401, "Invalid or expired token")
-    return Principal(id=LOCAL, tenant=LOCAL)
+def _token(scope: Scope, headers: dict[bytes, str]) -> str | None:
+    """From the header; for streams from the address too, since a page can set no header there."""
+    if (given := headers.get(b"authorization")) is not None:
+        scheme, _, token = given.strip().partition(" ")
+        if scheme.lower() != "bearer":
+            raise Bad
+        return token.strip()
+    if scope["type"] != "websocket" and "text/event-stream" not in headers.get(b"accept", "") and not scope["path"].rstrip("/").endswith("/stream"):
+        return None
+    parts = scope.get("query_string", b"").split(b"&")
+    tokens = [part.partition(b"=")[2] for part in parts if part.partition(b"=")[0] == b"token"]
+    if not tokens:
+        return None
+    scope["query_string"] = b"&".join(part for part in parts if part.partition(b"=")[0] != b"token")
+    return unquote_plus(tokens[-1].decode("latin-1"))
 
 
 def _check_request(scope: Scope, headers: dict[bytes, str]) -> None:

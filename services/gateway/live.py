@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager, suppress
 
 import nats.errors
 from nats.aio.client import Client
@@ -29,6 +30,8 @@ class Live:
         self._watchers: dict[str, set[_Watcher]] = defaultdict(set)
         self._closed = False
         self._last = 0
+        self._guests = 0
+        self._deserted = asyncio.Event()
 
     async def listen(self, nc: Client) -> None:
         self.telemetry = Telemetry(nc)
@@ -55,6 +58,24 @@ class Live:
         self._closed = True
         for watcher in self._all():
             watcher.wake.set()
+
+    @contextmanager
+    def guest(self) -> Iterator[None]:
+        """Somebody who is to be told when the gateway ends, and not just cut off."""
+        self._guests += 1
+        try:
+            yield
+        finally:
+            self._guests -= 1
+            if self._guests == 0:
+                self._deserted.set()
+
+    async def deserted(self, patience: float) -> None:
+        """Waits for the guests to be gone, but not for those who don't take what they are sent."""
+        self._deserted.clear()
+        if self._guests:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._deserted.wait(), patience)
 
     async def watch(self, tenant: str, *, after: int, about: str = "", heartbeat: float = 15.0) -> AsyncGenerator[RawFact | None, None]:
         """Every fact of a workspace (or about one thing in it) after a position, exactly once and in order, for ever. None is a heartbeat."""
@@ -95,8 +116,8 @@ class Live:
 
     async def _heard(self, msg: Msg) -> None:
         seq = int((msg.headers or {})["Nats-Sequence"])
-        if seq != self._last + 1:
-            self._lose()  # what lies between was not heard: after a reconnect the first that comes need not be the next
+        if seq != self._last + 1 and self._watchers and await self._missed(seq):
+            self._lose()  # after a reconnect the first that comes need not be the next
         self._last = seq
         where = parse(msg.subject)
         about = self._watchers.get(_key(where.tenant, where.key[0]), ()) if len(where.key) == 1 else ()  # as the pattern of a replay has it
@@ -106,6 +127,13 @@ class Live:
         raw = RawFact(seq=seq, subject="ev" + msg.subject[4:], data=msg.data)
         for watcher in watchers:
             watcher.take(raw)
+
+    async def _missed(self, seq: int) -> bool:
+        """Whether something between the last heard and this should have been heard: secret facts are in the log, but never told."""
+        try:
+            return await self._log.next_position("ev.>", after=self._last) != seq
+        except Unavailable:
+            return True
 
     def _lose(self) -> None:
         for watcher in self._all():

@@ -8,7 +8,7 @@ nobody is shown a step twice.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing
 
 import msgspec
@@ -72,8 +72,12 @@ async def latest(event_log: EventLog, tenant: str, project_id: str) -> Run | Non
 
 
 async def look(event_log: EventLog, tenant: str, job_id: str, *, after: int = 0) -> Run | None:
+    return told(tenant, job_id, await event_log.read(story(tenant, job_id), after=after))
+
+
+def told(tenant: str, job_id: str, facts: Iterable[Recorded]) -> Run | None:
     run: Run | None = None
-    async for recorded in event_log.scan(story(tenant, job_id), after=after):
+    for recorded in facts:
         event, seq = recorded.event, recorded.seq
         run = msgspec.structs.replace(run, last=seq) if run else Run(tenant=tenant, job_id=job_id, first=seq, last=seq)
         if isinstance(event, TrainingStarted):
@@ -85,14 +89,19 @@ async def look(event_log: EventLog, tenant: str, job_id: str, *, after: int = 0)
     return run
 
 
-async def play(live: Live, storage: Storage, run: Run, *, after_step: int = 0, heartbeat: float = 15.0) -> AsyncGenerator[Recorded | list[Step] | None, None]:
-    """All facts of a run and its steps behind one, until the run has ended or the gateway does. None is a heartbeat."""
+async def play(
+    live: Live, storage: Storage, run: Run, *, after: int = 0, after_step: int = 0, in_step: bool = True, heartbeat: float = 15.0
+) -> AsyncGenerator[Recorded | list[Step] | None, None]:
+    """The facts of a run behind a position and its steps behind one, until the run has ended or the gateway does. None is a heartbeat.
+
+    Not `in_step` what has just happened doesn't wait for the steps before it.
+    """
     async with (
         live.telemetry.listen(run.tenant, run.job_id) as ear,
-        aclosing(live.watch(run.tenant, after=run.first - 1, about=run.job_id, heartbeat=heartbeat)) as facts,
+        aclosing(live.watch(run.tenant, after=max(after, run.first - 1), about=run.job_id, heartbeat=heartbeat)) as facts,
     ):
         steps = _Steps(storage, ear, run, after=after_step)
-        seen = 0
+        seen = after
         coming = asyncio.ensure_future(anext(facts))
         news = asyncio.ensure_future(ear.news())
         try:
@@ -118,7 +127,7 @@ async def play(live: Live, storage: Storage, run: Run, *, after_step: int = 0, h
                     yield None
                     continue
                 recorded = decode(raw.data, seq=raw.seq, subject=raw.subject)
-                async for some in steps.before(recorded, waiting=seen >= run.last):
+                async for some in steps.before(recorded, waiting=in_step and seen >= run.last):
                     yield some
                     if live.closing:
                         return

@@ -7,7 +7,7 @@ import asyncpg
 
 from libs.events import Address, story
 from services.gateway.commands import Room
-from services.gateway.domain import example, jobs, project
+from services.gateway.domain import example, jobs, project, user, webhook
 from services.gateway.domain.example import DeleteExample, Example
 from services.gateway.domain.jobs import CancelJob, Job
 from services.gateway.domain.project import (
@@ -21,9 +21,22 @@ from services.gateway.domain.project import (
     ResolveModel,
     StartTraining,
 )
+from services.gateway.domain.user import ChangePassword, ChangeRole, CreateKey, DeleteUser, LogIn, LogOut, RevokeKey, User
+from services.gateway.domain.webhook import (
+    ChangeWebhook,
+    CreateWebhook,
+    DeleteWebhook,
+    DisableWebhook,
+    PingWebhook,
+    ReplayWebhook,
+    ReportDelivered,
+    Webhook,
+)
 from services.gateway.views import examples as example_views
 from services.gateway.views import jobs as job_views
 from services.gateway.views import projects as project_views
+from services.gateway.views import users as user_views
+from services.gateway.views import webhooks as webhook_views
 
 
 def rooms(db: asyncpg.Pool) -> list[Room[Any]]:
@@ -58,6 +71,27 @@ def rooms(db: asyncpg.Pool) -> list[Room[Any]]:
             load=partial(example_views.load, db),
             evolve=example.evolve,
             decide=example.decide,
+        ),
+        Room(
+            category="webhook",
+            state=Webhook,
+            commands=(CreateWebhook, ChangeWebhook, DeleteWebhook, PingWebhook, ReplayWebhook, DisableWebhook, ReportDelivered),
+            founders=(CreateWebhook,),
+            endings=(DeleteWebhook, DisableWebhook),
+            key=lambda command: (command.webhook_id,),
+            load=partial(webhook_views.load, db),
+            evolve=webhook.evolve,
+            decide=webhook.decide,
+        ),
+        Room(
+            category="user",
+            state=User,
+            commands=(LogIn, LogOut, ChangePassword, ChangeRole, CreateKey, RevokeKey, DeleteUser),
+            endings=(LogIn, LogOut, ChangePassword, RevokeKey, DeleteUser),  # who is to make room must get in
+            key=lambda command: (command.user_id,),
+            load=partial(user_views.load, db),
+            evolve=user.evolve,
+            decide=user.decide,
         ),
     ]
 

@@ -7,6 +7,7 @@ import pytest
 
 from infra.embedded import Process, Servers
 from tests.kit.gateway import client, running
+from tests.kit.people import JWT
 from tests.kit.servers import all_servers
 
 
@@ -19,6 +20,19 @@ def gateway(servers: Servers) -> Iterator[Process]:
 @pytest.fixture(scope="session")
 async def api(gateway: Process) -> AsyncIterator[httpx.AsyncClient]:
     async with client(gateway) as api:
+        yield api
+
+
+@pytest.fixture(scope="session")
+def guarded(servers: Servers) -> Iterator[Process]:
+    """One that asks for tokens."""
+    with running(servers, label="gateway-jwt", environ=JWT) as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+async def door(guarded: Process) -> AsyncIterator[httpx.AsyncClient]:
+    async with client(guarded) as api:
         yield api
 
 

@@ -10,7 +10,9 @@ import pytest
 
 from infra.embedded import Process, Servers
 from libs.events.log import EventLog
+from services.gateway.domain.user import Principal
 from services.gateway.edge import Edge
+from services.gateway.tokens import Bad
 from tests.kit.eventually import eventually
 from tests.kit.gateway import bare, client, footprint, free_port, plain
 from tests.kit.servers import revive
@@ -39,7 +41,7 @@ UNROUTED = [
     ("/health/nothing", "finetuneflow"),
     ("/v2", "v2"),
     ("/v2/nothing", "v2"),
-    ("/auth/login", "deep_learning"),
+    ("/auth/nothing", "deep_learning"),
     ("/datasets", "deep_learning"),
     ("/projectsandmore", "deep_learning"),
 ]
@@ -84,7 +86,7 @@ async def test_the_form_of_v2_is_problem_json_and_of_others_json(api: httpx.Asyn
 
 
 @pytest.mark.parametrize(("path", "family"), UNROUTED)
-async def test_a_token_is_never_good_yet_and_refused_in_each_form(api: httpx.AsyncClient, path: str, family: str):
+async def test_a_bad_token_is_refused_in_each_form(api: httpx.AsyncClient, path: str, family: str):
     answer = await api.get(path, headers={"Authorization": "Bearer x"})
 
     assert answer.status_code == 401
@@ -229,9 +231,9 @@ async def test_a_websocket_that_nobody_serves_is_refused(gateway: Process):
     upgrade = (b"Upgrade: websocket", b"Sec-WebSocket-Version: 13", b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==")
     before = complaints(gateway)
 
-    for host in (b"Host: localhost", b"Host: evil.example"):
-        request = plain("GET", "/ws/progress", headers=(host, *upgrade)).replace(b"Connection: close", b"Connection: Upgrade")
-        assert (await bare(gateway, request))[0] == 403
+    for host, status in ((b"Host: localhost", 404), (b"Host: evil.example", 403)):
+        request = plain("GET", "/ws/elsewhere", headers=(host, *upgrade)).replace(b"Connection: close", b"Connection: Upgrade")
+        assert (await bare(gateway, request))[0] == status
 
     assert complaints(gateway) == before
 
@@ -445,8 +447,12 @@ def within(cors_origins: str, *, breaks: bool = False) -> httpx.AsyncClient:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"yes"})
 
-    edge: Any = Edge(app, host="127.0.0.1", cors_origins=cors_origins)
+    edge: Any = Edge(app, host="127.0.0.1", cors_origins=cors_origins, who=nobody)
     return httpx.AsyncClient(transport=httpx.ASGITransport(edge), base_url="http://localhost")
+
+
+async def nobody(token: str) -> Principal:
+    raise Bad
 
 
 async def succeeds(request: Callable[[], Awaitable[httpx.Response]]) -> bool:

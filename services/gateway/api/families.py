@@ -26,5 +26,7 @@ def family(path: str, raw_path: str) -> Dress:
             return lora.dress
         case "api" if rest == "v1" or rest.startswith("v1/"):
             return datagen.dress if raw_path.endswith("/") else autotrainx.dress
+        case "ws":
+            return autotrainx.dress
         case _:
             return deep_learning.dress

@@ -11,7 +11,11 @@ from litestar.exceptions import HTTPException, SerializationException, Validatio
 from libs.events import NotStorable
 from libs.events.log import Full, Unavailable
 from libs.storage import Missing, StorageDown
+from services.gateway.accounts import WrongCredentials
+from services.gateway.attempts import TooMany
 from services.gateway.domain import errors
+from services.gateway.passwords import Busy
+from services.gateway.tokens import Bad
 from services.gateway.views.database import DOWN, UNFIT
 
 log = logging.getLogger(__name__)
@@ -33,7 +37,13 @@ STATUS: dict[type[errors.DomainError], int] = {
     errors.NoTrainingData: 400,
     errors.NoSuccessfulRun: 404,
     errors.JobEnded: 409,
+    errors.WebhookInactive: 409,
+    errors.UnknownEvents: 400,
     errors.LogFull: 507,
+    errors.UsernameTaken: 409,
+    errors.EmailTaken: 409,
+    errors.PasswordChangedMeanwhile: 409,
+    errors.TooManyKeys: 409,
 }
 CODES = {
     400: "bad_request",
@@ -90,7 +100,18 @@ def problem(error: Exception) -> Problem:
         case Refused():
             return error.problem
         case errors.DomainError():
-            return Problem(status=STATUS.get(type(error), 400), code=error.code, message=str(error), context=error.context)
+            fields = [Field(error.field, str(error))] if error.field else []
+            return Problem(status=STATUS.get(type(error), 400), code=error.code, message=str(error), context=error.context, fields=fields)
+        case Bad():
+            return Problem(status=401, code="unauthorized", message="Invalid or expired token")
+        case WrongCredentials():
+            return Problem(status=401, code="invalid_credentials", message="Invalid username or password")
+        case TooMany(retry_after=seconds):
+            message = f"Too many attempts: try again in {seconds} seconds"
+            return Problem(status=429, code="rate_limit_exceeded", message=message, headers={"Retry-After": str(seconds)})
+        case Busy():
+            message = "Too many people are logging in at once: try again in a moment"
+            return Problem(status=503, code="service_unavailable", message=message, headers={"Retry-After": "2"})
         case NotStorable():
             return _invalid(str(error), named=str(error))
         case RecursionError():

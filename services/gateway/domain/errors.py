@@ -80,6 +80,57 @@ class JobEnded(DomainError):
     message = "The job has ended already ({status})"
 
 
+class WebhookInactive(DomainError):
+    code = "webhook_inactive"
+    message = "The webhook is disabled ({reason}): enable it first, with active=true"
+
+
+class UnknownEvents(DomainError):
+    code = "unknown_events"
+    message = "No event of the format {format} is named {patterns}; there are: {names}"
+    field = "events"
+
+
 class LogFull(DomainError):
     code = "storage_full"
     message = "The event log is nearly full: only what is running may end. Ask the operator for room"
+
+
+class UsernameNotValid(DomainError):
+    code = "username_not_valid"
+    message = "1 to 64 letters, digits and . _ + - make a username, and it begins with a letter or digit"
+    field = "username"
+
+
+class EmailNotValid(DomainError):
+    code = "email_not_valid"
+    message = "This is not an e-mail address"
+    field = "email"
+
+
+class WeakPassword(DomainError):
+    code = "weak_password"
+    message = "The password can't be taken: {why}"
+    field = "password"
+
+
+class UsernameTaken(DomainError):
+    code = "username_taken"
+    message = "This username is taken"
+    field = "username"
+
+
+class EmailTaken(DomainError):
+    code = "email_taken"
+    message = "A user with this e-mail address is registered already"
+    field = "email"
+
+
+class PasswordChangedMeanwhile(DomainError):
+    code = "password_changed"
+    message = "The password was changed meanwhile"
+
+
+class TooManyKeys(DomainError):
+    code = "too_many_keys"
+    message = "{most} keys are the most: revoke one first"

@@ -159,6 +159,17 @@ def _share(done: int, total: int) -> int:
     return max(0, min(99, 100 * done // max(1, total)))
 
 
+def columns(operation: Operation) -> dict[str, Any]:
+    """What a fact changes of its job's row, for who reads the log itself."""
+    match operation:
+        case Put(table=table, row=row) if table is jobs:
+            return dict(row)
+        case Change(table=table, columns=changed) if table is jobs:
+            return dict(changed)
+        case _:
+            return {}
+
+
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """A job as people see it."""
 
@@ -180,6 +191,16 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 async def get(db: asyncpg.Pool, tenant: str, job_id: str) -> Row | None:
     row = await db.fetchrow(f"select {_COLUMNS} from jobs_seen where tenant = $1 and id = $2", tenant, job_id)
     return Row(**row) if row else None
+
+
+async def active(db: asyncpg.Pool, tenant: str) -> tuple[list[str], int]:
+    """Ids of the jobs that have not ended, oldest first, and up to which position of the log that is true."""
+    row = await db.fetchrow(
+        """select array(select id from jobs where tenant = $1 and status in ('queued', 'preparing', 'running') order by created_at, id) as ids,
+                  (select seq from checkpoints where name = current_schema()) as seq""",
+        tenant,
+    )
+    return row["ids"], row["seq"]
 
 
 async def of_project(

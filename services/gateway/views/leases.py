@@ -6,7 +6,7 @@ EXPIRY = 3.0
 RENEW = 1.0
 
 
-async def hold(db: asyncpg.Pool, name: str, holder: str) -> bool:
+async def hold(db: asyncpg.Pool, name: str, holder: str, *, expiry: float = EXPIRY) -> bool:
     """Takes the lease, or keeps it. The database's clock decides."""
     row = await db.fetchrow(
         """insert into leases (name, holder, until) values ($1, $2, clock_timestamp() + make_interval(secs => $3))
@@ -15,7 +15,7 @@ async def hold(db: asyncpg.Pool, name: str, holder: str) -> bool:
            returning true""",
         name,
         holder,
-        EXPIRY,
+        expiry,
     )
     return row is not None
 

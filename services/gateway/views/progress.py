@@ -24,6 +24,8 @@ class Progress:
     def __init__(self) -> None:
         self.seq = 0
         self.parts = asyncio.Event()
+        self.moved = asyncio.Event()
+        """Somebody may have something to send."""
         self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
         self._ticket = count()
 
@@ -35,6 +37,7 @@ class Progress:
 
     def reached(self, step: Step) -> None:
         self.seq = max(self.seq, step.seq)
+        self.moved.set()
         if step.parts:
             self.parts.set()
         while self._waiting and self._waiting[0][0] <= self.seq:

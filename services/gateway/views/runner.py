@@ -13,10 +13,11 @@ from prometheus_client import Counter, Gauge
 
 from libs.events import PreparationProduced, Recorded, Unreadable, decode
 from libs.events.log import EventLog, Misconfigured, Position, RawFact, Unavailable
-from services.gateway.views import examples, jobs, leases, objects, projects, runs
+from services.gateway.views import examples, jobs, leases, objects, projects, runs, users, webhooks
 from services.gateway.views.database import DOWN, LIVE, UNFIT, connection
 from services.gateway.views.progress import Step, Tell
 from services.gateway.views.rows import Batch, Operation
+from services.gateway.webhooks import fan_out
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,15 @@ LEASE = "projector"
 BATCH = 2000
 AHEAD = 2 * BATCH
 FEW = 50
-PROJECTIONS: tuple[Callable[[Recorded], Iterator[Operation]], ...] = (projects.project, jobs.project, examples.project, runs.project, objects.project)
+PROJECTIONS: tuple[Callable[[Recorded], Iterator[Operation]], ...] = (
+    projects.project,
+    jobs.project,
+    examples.project,
+    runs.project,
+    objects.project,
+    users.project,
+    webhooks.project,
+)
 
 _projected = Counter("trainyard_projected_facts_total", "Facts written into the views by this process")
 _unknown = Counter("trainyard_unknown_facts_total", "Facts of a type that this version doesn't know", ["type"])
@@ -53,6 +62,7 @@ class Projector:
         self._url = url
         self._tell = tell
         self._holder = holder
+        self._mark: int | None = None
 
     async def run(self) -> None:
         """Until cancelled. Outages are waited out."""
@@ -88,7 +98,8 @@ class Projector:
 
     async def _project(self, session: asyncpg.Connection) -> None:
         """The next batch is folded while the database is busy with the one before."""
-        checkpoint, _ = await same_log(self._log, session)
+        checkpoint, position = await same_log(self._log, session)
+        self._mark = await fan_out.mark(session, last=position.last)
         ahead = Ahead()
         following = await self._log.follow(after=checkpoint, deliver=ahead.put)
         writing = asyncio.create_task(asyncio.sleep(0))
@@ -113,7 +124,7 @@ class Projector:
             await following.close()
 
     async def _write(self, session: asyncpg.Connection, batch: list[RawFact], checkpoint: int, folded: "Folded | None") -> None:
-        parts = await apply(session, batch, checkpoint, schema=LIVE, copy=True, folded=folded)
+        parts = await apply(session, batch, checkpoint, schema=LIVE, copy=True, folded=folded, mark=self._mark)
         _projected.inc(len(batch))
         _checkpoint.set(batch[-1].seq)
         await self._tell(Step(seq=batch[-1].seq, parts=parts))
@@ -171,17 +182,22 @@ class Folded(msgspec.Struct, frozen=True, kw_only=True):
     parts: bool
 
 
-async def apply(session: asyncpg.Connection, batch: Sequence[RawFact], checkpoint: int, *, schema: str, copy: bool, folded: Folded | None = None) -> bool:
-    """One transaction for the batch; a fact that can't be projected is bisected out and parked, the rest goes on. True when there are rows to load."""
+async def apply(
+    session: asyncpg.Connection, batch: Sequence[RawFact], checkpoint: int, *, schema: str, copy: bool, folded: Folded | None = None, mark: int | None = None
+) -> bool:
+    """One transaction for the batch; a fact that can't be projected is bisected out and parked, the rest goes on. True when there are rows to load.
+
+    With a `mark`, webhooks are told of what stands behind it.
+    """
     try:
-        return await _transaction(session, batch, folded or fold(batch), checkpoint, schema=schema, copy=copy)
+        return await _transaction(session, batch, folded or fold(batch), checkpoint, schema=schema, copy=copy, mark=mark)
     except POISON as error:
         if len(batch) == 1:
-            await _park(session, batch[0], checkpoint, error, schema=schema, copy=copy)
+            await _park(session, batch[0], checkpoint, error, schema=schema, copy=copy, mark=mark)
             return False
         middle = len(batch) // 2
-        first = await apply(session, batch[:middle], checkpoint, schema=schema, copy=copy)
-        return await apply(session, batch[middle:], batch[middle - 1].seq, schema=schema, copy=copy) or first
+        first = await apply(session, batch[:middle], checkpoint, schema=schema, copy=copy, mark=mark)
+        return await apply(session, batch[middle:], batch[middle - 1].seq, schema=schema, copy=copy, mark=mark) or first
 
 
 def fold(batch: Sequence[RawFact]) -> Folded:
@@ -205,7 +221,9 @@ def _folded(batch: Sequence[RawFact]) -> Folded | None:
         return None
 
 
-async def _transaction(session: asyncpg.Connection, batch: Sequence[RawFact], folded: Folded, checkpoint: int, *, schema: str, copy: bool) -> bool:
+async def _transaction(
+    session: asyncpg.Connection, batch: Sequence[RawFact], folded: Folded, checkpoint: int, *, schema: str, copy: bool, mark: int | None
+) -> bool:
     async with session.transaction():
         await _advance(session, schema, checkpoint, batch[-1].seq)  # first: whoever leads no more must find out before anything else
         if copy:
@@ -213,10 +231,14 @@ async def _transaction(session: asyncpg.Connection, batch: Sequence[RawFact], fo
                 session, [(raw.seq, raw.subject, aggregate(raw.subject), _uuid(fact.id), raw.data) for raw, fact in zip(batch, folded.facts, strict=True)]
             )
         await folded.rows.write(session)
+        if mark is not None:
+            await fan_out.fan_out(session, folded.facts, mark=mark)
+            if checkpoint < mark <= batch[-1].seq:
+                await fan_out.catch_up(session, mark=mark)
     return folded.parts
 
 
-async def _park(session: asyncpg.Connection, raw: RawFact, checkpoint: int, error: Exception, *, schema: str, copy: bool) -> None:
+async def _park(session: asyncpg.Connection, raw: RawFact, checkpoint: int, error: Exception, *, schema: str, copy: bool, mark: int | None) -> None:
     log.error("fact parked", extra={"seq": raw.seq, "subject": raw.subject}, exc_info=error)
     _parked.inc()
     async with session.transaction():
@@ -230,6 +252,8 @@ async def _park(session: asyncpg.Connection, raw: RawFact, checkpoint: int, erro
             f"{type(error).__name__}: {error}".replace("\0", "?")[:2000],
             datetime.now(UTC),
         )
+        if raw.seq == mark:
+            await fan_out.catch_up(session, mark=raw.seq)
 
 
 async def _copy(session: asyncpg.Connection, rows: list[tuple[int, str, str, uuid.UUID | None, bytes]]) -> None:

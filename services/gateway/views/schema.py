@@ -32,6 +32,47 @@ parked = Table(
     Column("error", Text, nullable=False),
     Column("at", DateTime(timezone=True), nullable=False),
 )
+webhook_endpoints = Table(
+    "webhook_endpoints",
+    core,
+    Column("id", Text, primary_key=True),
+    Column("tenant", Text, nullable=False),
+    Column("since", BigInteger, nullable=False),
+    Column("cursor", BigInteger, nullable=False),
+    Column("newest", BigInteger, nullable=False),
+    Column("replay_from", BigInteger),
+    Column("replay_until", BigInteger),
+    Column("holder", Text),
+    Column("next_at", DateTime(timezone=True), nullable=False),
+    Column("fails", Integer, nullable=False),
+    Column("failing_since", DateTime(timezone=True)),
+    Column("reported", BigInteger, nullable=False),
+    Column("reported_at", DateTime(timezone=True), nullable=False),
+    Index("webhook_endpoints_of_tenant", "tenant"),
+)
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    core,
+    Column("endpoint", Text, primary_key=True),
+    Column("seq", BigInteger, primary_key=True, autoincrement=False),
+    Column("state", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("status", Integer),
+    Column("error", Text, nullable=False),
+    Column("response", Text, nullable=False),
+    Column("milliseconds", Integer),
+    Column("attempted_at", DateTime(timezone=True)),
+    Column("created_at", DateTime(timezone=True), nullable=False),
+    Index("webhook_deliveries_by_age", "created_at"),
+)
+webhook_milestones = Table(
+    "webhook_milestones",
+    core,
+    Column("job_id", Text, primary_key=True),
+    Column("decile", Integer, primary_key=True, autoincrement=False),
+    Column("seq", BigInteger, nullable=False),
+    Index("webhook_milestones_by_seq", "seq"),
+)
 versions = Table("versions", core, Column("schema", Text, primary_key=True), Column("fingerprint", Text, nullable=False))
 
 

@@ -11,4 +11,10 @@ from services.gateway.api.problems import Problem
 def dress(problem: Problem) -> tuple[int, dict[str, Any]]:
     details = problem.context | ({"errors": msgspec.to_builtins(problem.fields)} if problem.fields else {})
     now = datetime.now(UTC).isoformat()
-    return problem.status, {"success": False, "error_code": problem.code.upper(), "message": problem.message, "details": details, "timestamp": now}
+    return problem.status, {"success": False, "error_code": _code(problem), "message": problem.message, "details": details, "timestamp": now}
+
+
+def _code(problem: Problem) -> str:
+    """What is not there is named: JOB_NOT_FOUND."""
+    what = f"{problem.context.get('what', '')}_" if problem.code == "not_found" else ""
+    return (what.replace(" ", "_") + problem.code).removeprefix("_").upper()

@@ -10,4 +10,6 @@ def dress(problem: Problem) -> tuple[int, dict[str, Any]]:
     if problem.fields:
         return status, {field.field: [field.message] for field in problem.fields}
     body = {"detail": problem.message}
-    return status, body | ({"code": "token_not_valid"} if status == 401 else {})
+    if status == 401:
+        body["code"] = "token_not_valid" if problem.code == "unauthorized" else problem.code
+    return status, body

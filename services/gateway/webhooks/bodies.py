@@ -1,0 +1,82 @@
+"""What an endpoint is sent for a fact: deep-learning-platform's five bodies, or the fact itself."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from libs.events import (
+    PreparationCompleted,
+    PreparationFailed,
+    Recorded,
+    TrainingCompleted,
+    TrainingFailed,
+    TrainingProgressed,
+    TrainingStarted,
+    WebhookTestRequested,
+)
+
+CLOUDEVENTS = "application/cloudevents+json"
+JSON = "application/json"
+PING = "webhook.test"
+
+
+def contract_name(recorded: Recorded) -> tuple[str, str]:
+    """The document's name for a fact, and the kind of job that it must be of ("" for any); ("", "") when the document has none."""
+    match recorded.event:
+        case TrainingStarted(attempt=1):
+            return "training.started", ""
+        case TrainingProgressed():
+            return "training.progress", ""
+        case TrainingCompleted():
+            return "training.completed", ""
+        case TrainingFailed():
+            return "training.failed", ""
+        case PreparationFailed():
+            return "training.failed", "train"
+        case PreparationCompleted():
+            return "dataset.processed", "ingest"
+        case _:
+            return "", ""
+
+
+def decile(event: TrainingProgressed) -> int:
+    return min(10, 10 * event.step // event.total_steps) if event.total_steps > 0 else 0
+
+
+def contract_body(recorded: Recorded, *, dataset_id: str) -> bytes:
+    name = PING if isinstance(recorded.event, WebhookTestRequested) else contract_name(recorded)[0]
+    stamp = recorded.at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return msgspec.json.encode({"event": name, "timestamp": stamp, "data": _data(recorded, dataset_id)})
+
+
+def _data(recorded: Recorded, dataset_id: str) -> dict[str, Any]:
+    match recorded.event:
+        case TrainingStarted(job_id=job):
+            return {"job_id": job, "status": "running"}
+        case TrainingProgressed(job_id=job) as event:
+            share = min(100, 100 * event.step // event.total_steps) if event.total_steps > 0 else 0
+            return {"job_id": job, "progress": share, "current_epoch": int(event.epoch), "metrics": event.metrics}
+        case TrainingCompleted(job_id=job) as event:
+            # A run makes one model, which is known by the run's id.
+            return {"job_id": job, "model_id": job, "accuracy": event.metrics.get("val_accuracy", event.metrics.get("accuracy"))}
+        case TrainingFailed(job_id=job, message=message) | PreparationFailed(job_id=job, message=message):
+            return {"job_id": job, "error": message}
+        case PreparationCompleted(job_id=job) as event:
+            return {"dataset_id": dataset_id, "job_id": job, "rows": event.rows}
+        case WebhookTestRequested(webhook_id=id):
+            return {"webhook_id": id}
+        case event:
+            raise TypeError(f"the contract has no body for {event}")
+
+
+def retry_after(header: str, now: datetime) -> float:
+    """Seconds, from either form that HTTP has; 0 when it says nothing that can be understood."""
+    text = header.strip()
+    if text.isdigit():
+        return float(text[:9])
+    try:
+        at = datetime.strptime(text, "%a, %d %b %Y %H:%M:%S GMT").replace(tzinfo=UTC)
+    except ValueError:
+        return 0.0
+    return max(0.0, (at - now).total_seconds())

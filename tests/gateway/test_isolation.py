@@ -1,0 +1,161 @@
+"""Every operation there is, as its owner, a stranger, and people without a good token: nobody learns or touches what is another's.
+
+A new operation is walked by itself. One with a new kind of id, or that needs a body, is to be named below.
+"""
+
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from infra.embedded import Process
+from libs.tiny import BASE
+from services.gateway.app import openapi
+from services.gateway.edge import DOORS, OPEN
+from tests.kit.gateway import bare, plain
+from tests.kit.people import PASSWORD, Person, bearer, expired, registered
+
+Answer = tuple[int, str]
+Operation = tuple[str, str]
+
+FILE = {"files": {"files": ("mine.jsonl", b'{"text": "secret-of-the-owner"}\n')}, "data": {"kind": "dataset_upload"}}
+BODIES: dict[Operation, dict[str, Any]] = {
+    ("PATCH", "/projects/{project_id}"): {"json": {"name": "taken over"}},
+    ("POST", "/projects/{project_id}/files/upload"): FILE,
+    ("POST", "/projects/{project_id}/model/resolve"): {"json": {"model_id": BASE}},
+    ("POST", "/projects/{project_id}/train/start"): {"json": {"method": "lora"}},
+    ("PATCH", "/webhooks/{webhook_id}"): {"json": {"description": "taken over"}},
+    ("POST", "/webhooks/{webhook_id}/replay"): {"json": {"from": 1}},
+    ("PATCH", "/v2/users/{user_id}"): {"json": {"role": "user"}},
+    ("POST", "/projects"): {"json": {"name": "a stranger's own"}},
+    ("POST", "/v2/keys"): {"json": {"name": "a stranger's own"}},
+    ("POST", "/webhooks"): {"json": {"url": "https://receiver.invalid/a-strangers-own", "events": ["training.completed"]}},
+}
+FOR_ADMINS = {("PATCH", "/v2/users/{user_id}")}
+LEAVING = {("POST", "/auth/logout"), ("POST", "/auth/password")}
+"""Last of all: they end the session."""
+
+
+@dataclass
+class Owned:
+    """A person with one of each kind of thing."""
+
+    person: Person
+    ids: dict[str, str]
+
+    def at(self, path: str) -> str:
+        unknown = [name for name in re.findall(r"\{([^}]*)\}", path) if name not in self.ids]
+        assert not unknown, f"{path}: give the owner a {unknown} in `owned`, so that strangers can try to get at it"
+        return path.format(**self.ids)
+
+
+@pytest.fixture(scope="module")
+def operations() -> list[Operation]:
+    every = [(method.upper(), path) for path, item in openapi()["paths"].items() for method in item]
+    return sorted(every, key=lambda operation: (operation in LEAVING, operation[0] == "DELETE", -len(operation[1])))
+
+
+@pytest.fixture(scope="module")
+async def owned(door: httpx.AsyncClient) -> Owned:
+    person = await registered(door)
+
+    async def made(path: str, **body: Any) -> Any:
+        answer = await door.post(path, headers=person.headers, **body)
+        assert answer.status_code < 300, answer.text
+        return answer.json()
+
+    project = (await made("/projects", json={"name": "secret-of-the-owner"}))["id"]
+    await made(f"/projects/{project}/model/resolve", json={"model_id": BASE})
+    file = (await made(f"/projects/{project}/files/upload", **FILE))["files"][0]
+    ids = {
+        "project_id": project,
+        "file_id": file["id"],
+        "job_id": file["job_id"],
+        "example_id": str(uuid4()),
+        "filename": "adapter_config.json",
+        "user_id": person.id,
+        "key_id": (await made("/v2/keys", json={"name": "secret-of-the-owner"}))["id"],
+    }
+    webhook = {"url": "https://receiver.invalid/secret-of-the-owner", "events": ["training.completed"]}
+    if ("POST", "/webhooks") in {(method.upper(), path) for path, item in openapi()["paths"].items() for method in item}:
+        ids["webhook_id"] = (await made("/webhooks", json=webhook))["id"]
+    return Owned(person, ids)
+
+
+def is_open(operation: Operation) -> bool:
+    method, path = operation
+    return (method == "GET" and path in OPEN) or (method == "POST" and path.rstrip("/") in DOORS)
+
+
+def asking(door: httpx.AsyncClient, owned: Owned, headers: dict[str, str]) -> Callable[[Operation], Awaitable[Answer]]:
+    async def ask(operation: Operation) -> Answer:
+        method, path = operation
+        async with door.stream(method, owned.at(path), headers=headers, **BODIES.get(operation, {})) as answer:
+            return answer.status_code, (await answer.aread()).decode()
+
+    return ask
+
+
+async def test_without_a_good_token_no_operation_answers(door: httpx.AsyncClient, owned: Owned, operations: list[Operation]):
+    ann = owned.person
+    callers = {
+        "anonymous": {},
+        "expired": bearer(expired(ann)),
+        "refresh token": bearer(ann.refresh),
+        "another scheme": {"Authorization": f"Token {ann.access}"},
+    }
+    through = []
+    for who, headers in callers.items():
+        ask = asking(door, owned, headers)
+        answers = [(who, operation, await ask(operation)) for operation in operations if not is_open(operation)]
+        through += [answer for answer in answers if answer[2][0] != 401]
+
+    assert through == []
+    assert len([operation for operation in operations if not is_open(operation)]) > 30
+
+
+async def test_what_is_anothers_is_not_there(door: httpx.AsyncClient, owned: Owned, operations: list[Operation]):
+    """For the owner the same request is answered otherwise, or it would prove nothing."""
+    ann, stranger = owned.person, await registered(door)
+    as_stranger, as_owner = asking(door, owned, stranger.headers), asking(door, owned, ann.headers)
+    before = await whats_hers(door, owned)
+    known, leaks, vain = [*owned.ids.values(), ann.username, "secret-of-the-owner"], [], []
+
+    for operation in operations:
+        status, text = await as_stranger(operation)
+        theirs = "{" in operation[1]
+        if status not in (404, 403) if theirs else any(word in text for word in known):
+            leaks.append((operation, status, text))
+    assert leaks == []
+    assert await whats_hers(door, owned) == before
+
+    for operation in operations:
+        if "{" in operation[1] and operation not in FOR_ADMINS:
+            stranger_again = await asking(door, owned, bearer(await entered(door, stranger)))(operation)
+            if (answer := await as_owner(operation)) == stranger_again:
+                vain.append((operation, answer))
+    assert vain == []
+
+
+async def test_a_socket_about_anothers_job_is_refused(guarded: Process, door: httpx.AsyncClient, owned: Owned):
+    stranger = await registered(door)
+    upgrade = (b"Host: localhost", b"Upgrade: websocket", b"Sec-WebSocket-Version: 13", b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==")
+    statuses = []
+    for token in ("", owned.person.refresh, expired(owned.person), stranger.access):
+        request = plain("GET", f"/ws/progress/{owned.ids['job_id']}?token={token}", headers=upgrade).replace(b"Connection: close", b"Connection: Upgrade")
+        statuses.append((await bare(guarded, request))[0])
+
+    assert statuses == [401, 401, 401, 404]
+
+
+async def entered(door: httpx.AsyncClient, person: Person) -> str:
+    return (await door.post("/auth/login", json={"username": person.username, "password": PASSWORD})).json()["access_token"]
+
+
+async def whats_hers(door: httpx.AsyncClient, owned: Owned) -> list[str]:
+    paths = ["/projects", "/v2/keys", *(owned.at(path) for path in ("/projects/{project_id}", "/projects/{project_id}/files", "/jobs/{job_id}"))]
+    return [(await door.get(path, headers=owned.person.headers)).text for path in paths]
