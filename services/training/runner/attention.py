@@ -9,6 +9,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 NAME = "docs"
+SHORT = 1024
+"""Tokens of a document up to which all its scores at once cost little memory."""
 
 
 def register() -> None:
@@ -53,11 +55,23 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, dr
     asked, known = query.shape[2], key.shape[2]
     grouped = query.shape[1] != key.shape[1]
     if asked == known and (window is None or known <= window):
+        if query.device.type == "cpu" and query.dtype is torch.bfloat16 and asked <= SHORT and dropout == 0.0:
+            return _plainly(query, key, value, scaling)
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=grouped)
     places = torch.arange(known, device=query.device)
     distance = places[known - asked :, None] - places[None]
     seen = (distance >= 0) & (distance < (window or known))
     return scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scaling, dropout_p=dropout, enable_gqa=grouped)
+
+
+def _plainly(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    """Processors multiply bfloat16 faster than their fused attention goes back through it: half of its time, forth and back."""
+    groups, tokens = query.shape[1] // key.shape[1], query.shape[2]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = query @ key.transpose(-1, -2) * (scaling or query.shape[3] ** -0.5)
+    future = torch.full((tokens, tokens), -torch.inf, dtype=scores.dtype).triu_(1)
+    return (scores + future).softmax(-1) @ value
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, borders: Tensor, longest: int | None) -> Tensor:
