@@ -91,7 +91,10 @@ def first_step(api: httpx.Client) -> float:
 def per_step(api: httpx.Client, training: Process) -> float:
     """CPU-seconds of the service and its child, from about the first to about the last step."""
     project, _ = started(api, LONG)
-    pids = lambda: [training.pid, *descendants(training.pid or 0)]  # noqa: E731
+
+    def pids() -> list[int | None]:
+        return [training.pid, *descendants(training.pid or 0)]
+
     begun: dict[int, float] = {}
     used: dict[int, float] = {}
     at = 1

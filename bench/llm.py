@@ -14,7 +14,7 @@ from bench.kit import Promises, p50, table
 
 ROWS = 64
 MEDIAN, SPREAD = 4.7, 1.0
-"""Of the logarithm of a row's tokens: as instruction data sets are, half of the rows below 110 and a tenth above 400."""
+"""Of the logarithm of a row's tokens, before the cap. Chosen, not measured on anybody's data; the wider, the more a side that pads loses (docs/benchmarks.md)."""
 LENGTH = 512
 TEMPLATE = 18
 """Tokens of a row that its template takes."""

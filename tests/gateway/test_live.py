@@ -260,5 +260,5 @@ async def test_a_gateway_with_a_hundred_open_streams_ends_them_and_itself_when_a
             took = time.monotonic() - started
             await asyncio.wait(streams, timeout=5)
 
-    assert took <= 4.0  # before it would be cut short; how fast it is where it isn't hindered is bench.shutdown's to say
+    assert took <= 2.0
     assert all(stream.done() for stream in streams)
