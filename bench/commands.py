@@ -1,84 +1,168 @@
-"""Requests a second and CPU per request, sixteen connections at once, beside a raw ASGI program that does the same I/O. Figures only: nothing is promised of them yet."""
+"""Requests a second and CPU per request, sixteen connections at once, with tokens, limits and metrics: against the same API in FastAPI with an ORM (bench/reference), and against a raw ASGI program that does the same I/O."""
 
 import argparse
+import asyncio
 import json
 import subprocess
 import sys
 import urllib.request
+import uuid
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from statistics import mean
+from typing import Any
 
-from bench.kit import cpu_seconds, fresh_servers, gateway, ms, p50, table
+import asyncpg
+import uvloop
+
+from bench.kit import Promises, cpu_seconds, fresh_servers, gateway, ms, p50, table
 from infra.embedded import Servers
 from infra.embedded.probe import http_status
 from infra.embedded.process import tied_to_us
+from libs.events import Origin, ProjectCreated
+from libs.events.log import EventLog, Write
+from libs.runtime import bus
 
 CONNECTIONS = 16
-BODY = json.dumps({"name": "Questions about our docs", "task_type": "qa"})
+PROJECTS = 10_000
+SECRET = "a secret of the bench, long enough to sign tokens with"
+NEW = {"name": "Questions about our docs", "task_type": "qa"}
+CONFIG = {"num_examples_target": 2000, "max_seq_length": 2048, "train_eval_split": 0.9}
+AT_LEAST = {"GET one": 3.0, "list 50": 6.0, "POST": 2.0}
+"""Times the reference's requests a second."""
+AT_MOST = {"GET one": 3.5, "list 50": 4.0, "POST": 4.0}
+"""Times the floor's CPU for a request."""
+SIDES = ("gateway", "reference", "floor")
 
 
 class Round:
     """One kind of request for some seconds, and the CPU that the server spent on it."""
 
-    def __init__(self, pid: int, address: str, seconds: float, method: str, path: str) -> None:
-        body = [BODY] if method == "POST" else []
+    def __init__(self, pid: int, address: str, seconds: float, token: str, method: str, path: str) -> None:
+        body = [json.dumps(NEW)] if method == "POST" else []
         before = cpu_seconds(pid)
-        done = subprocess.run(
-            [sys.executable, "-m", "bench.load", address, str(seconds), str(CONNECTIONS), method, path, *body], capture_output=True, text=True, check=True
-        )
-        found = json.loads(done.stdout)
+        command = [sys.executable, "-m", "bench.load", address, str(seconds), str(CONNECTIONS), token, method, path, *body]
+        found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         assert found["statuses"] in (["200"], ["201"]), found
         self.rate = found["requests"] / found["seconds"]
         self.cpu = (cpu_seconds(pid) - before) / found["requests"]
-        self.p50 = found["p50"]
+        self.p50, self.p99 = found["p50"], found["p99"]
+
+
+class Person:
+    """Someone with an account at the gateway, whom the reference lets in by a token of its own."""
+
+    def __init__(self, address: str, name: str) -> None:
+        password = {"username": name, "password": "correct horse battery"}
+        self.id: str = _posted(address, "/auth/register", {**password, "email": f"{name}@example.com", "full_name": "Ann Other"})["id"]
+        self.token: str = _posted(address, "/auth/login", password)["access_token"]
+        signing = ["-c", "import sys; from bench.reference.app import token; print(token(*sys.argv[1:]))", self.id, SECRET]
+        self.other_token = subprocess.run([sys.executable, *signing], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _posted(address: str, path: str, body: dict[str, str]) -> Any:
+    request = urllib.request.Request(f"http://{address}{path}", data=json.dumps(body).encode(), headers={"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.load(answer)
 
 
 @contextmanager
-def floor(servers: Servers) -> Iterator[tuple[int, str]]:
+def serving(servers: Servers, program: str, path: str, *arguments: str) -> Iterator[tuple[int, str]]:
+    """A server beside the gateway's, once it answers."""
     port = servers.home.ports["training"]  # nobody else listens there now
-    command = [sys.executable, "-m", "bench.floor", str(port), servers.nats_url("gateway"), servers.database_url]
-    process = subprocess.Popen(command, **tied_to_us(user=None))
+    with (servers.home.path / f"{program}.log").open("ab") as log:
+        process = subprocess.Popen([sys.executable, "-m", program, str(port), *arguments], stdout=log, stderr=log, **tied_to_us(user=None))
     try:
-        while http_status("127.0.0.1", port, "/projects") != 200:
-            assert process.poll() is None, "the floor ended"
+        while http_status("127.0.0.1", port, path) != 200:
+            assert process.poll() is None, f"{program} ended"
         yield process.pid, f"127.0.0.1:{port}"
     finally:
         process.terminate()
         process.wait()
 
 
-def some_projects(address: str, count: int) -> str:
-    """The id of one of them."""
-    request, id = urllib.request.Request(f"http://{address}/projects", data=BODY.encode(), headers={"Content-Type": "application/json"}), ""
-    for _ in range(count):
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            id = json.load(answer)["id"]
-    return id
+async def furnish(servers: Servers, owner: Person) -> str:
+    """Projects, as facts from which the gateway makes its rows. Answers the id of one of them."""
+    nc = await bus.connect(servers.nats_url("gateway"), name="bench")
+    log, free = EventLog(nc, source="/bench"), asyncio.Semaphore(50)
+
+    async def add(id: str) -> None:
+        event = ProjectCreated(project_id=id, name=NEW["name"], task_type=NEW["task_type"], config=CONFIG)
+        async with free:
+            await log.append([Write(events=[event], after=0)], origin=Origin(tenant=owner.id, actor=owner.id))
+
+    ids = [str(uuid.uuid4()) for _ in range(PROJECTS)]
+    await asyncio.gather(*map(add, ids))
+    await nc.close()
+    db = await asyncpg.connect(servers.database_url)
+    while await db.fetchval("select count(*) from views.projects where tenant = $1", owner.id) < PROJECTS:
+        await asyncio.sleep(0.1)
+    await db.close()
+    return ids[PROJECTS // 2]
 
 
-def measure(servers: Servers, *, rounds: int, seconds: float) -> None:
+async def copy(database_url: str, owner: Person) -> None:
+    """The gateway's rows into the reference's table."""
+    db = await asyncpg.connect(database_url)
+    await db.execute(
+        """insert into reference.projects
+           select id::uuid, $1::text::uuid, name, description, task_type, base_model_id, null, 'draft', config::jsonb, created_at, updated_at
+             from views.projects where tenant = $1""",
+        owner.id,
+    )
+    await db.execute("vacuum analyze")
+    await db.close()
+
+
+def measure(servers: Servers, *, rounds: int, seconds: float) -> int:
+    with gateway(servers, auth="jwt", secret=SECRET) as process:
+        owner, writer = Person(process.part.address, "owner"), Person(process.part.address, "writer")
+        project = uvloop.run(furnish(servers, owner))
+    with serving(servers, "bench.reference.app", "/metrics", servers.database_url, SECRET):
+        uvloop.run(copy(servers.database_url, owner))
+    asked = {"GET one": ("GET", f"/projects/{project}", owner), "list 50": ("GET", "/projects", owner), "POST": ("POST", "/projects", writer)}
     taken: dict[tuple[str, str], list[Round]] = defaultdict(list)
-    project = ""
+
+    def ask(side: str, pid: int, address: str) -> None:
+        for name, (method, path, who) in asked.items():
+            token = who.other_token if side == "reference" else who.token
+            taken[name, side].append(Round(pid, address, seconds, token, method, path))
+
     for _ in range(rounds):
-        with gateway(servers) as process:
+        with gateway(servers, auth="jwt", secret=SECRET) as process:
             assert process.pid
-            project = project or some_projects(process.part.address, 200)
-            asked = {"GET one": ("GET", f"/projects/{project}"), "list 50": ("GET", "/projects"), "POST": ("POST", "/projects")}
-            for name, (method, path) in asked.items():
-                taken[name, "gateway"].append(Round(process.pid, process.part.address, seconds, method, path))
-        with floor(servers) as (pid, address):
-            for name, (method, path) in asked.items():
-                taken[name, "floor"].append(Round(pid, address, seconds, method, path))
+            ask("gateway", process.pid, process.part.address)
+        with serving(servers, "bench.reference.app", "/metrics", servers.database_url, SECRET) as (pid, address):
+            ask("reference", pid, address)
+        with serving(servers, "bench.floor", "/projects", servers.nats_url("gateway"), servers.database_url, owner.id) as (pid, address):
+            ask("floor", pid, address)
+    return judged(taken)
+
+
+def judged(taken: dict[tuple[str, str], list[Round]]) -> int:
     rows = []
-    for name in ("GET one", "list 50", "POST"):
-        ours, least = taken[name, "gateway"], taken[name, "floor"]
-        for side, some in (("gateway", ours), ("floor", least)):
-            rows.append([f"{name}, {side}", f"{mean(r.rate for r in some):,.0f}/s", ms(p50([r.p50 for r in some])), ms(mean(r.cpu for r in some))])
-        rows[-2].append(f"{mean(r.cpu for r in ours) / mean(r.cpu for r in least):.2f}x")
-        rows[-1].append("")
-    table([f"{CONNECTIONS} connections", "requests", "p50", "CPU each", "of floor"], rows)
+    for name in AT_LEAST:
+        for side in SIDES:
+            some = taken[name, side]
+            spread = f"{min(r.rate for r in some):,.0f} to {max(r.rate for r in some):,.0f}"
+            times = [ms(p50([r.p50 for r in some])), ms(p50([r.p99 for r in some]))]
+            rows.append([f"{name}, {side}", f"{_rate(some):,.0f}/s", spread, *times, ms(_cpu(some))])
+    table([f"{CONNECTIONS} connections", "requests", "rounds", "p50", "p99", "CPU each"], rows)
+    promises = Promises()
+    for name, least in AT_LEAST.items():
+        promises.at_least(f"{name}: requests/s", _rate(taken[name, "gateway"]) / _rate(taken[name, "reference"]), least, of="reference")
+    for name, most in AT_MOST.items():
+        promises.at_most(f"{name}: CPU each", _cpu(taken[name, "gateway"]) / _cpu(taken[name, "floor"]), most, of="floor")
+    return promises.exit_code()
+
+
+def _rate(some: list[Round]) -> float:
+    return mean(r.rate for r in some)
+
+
+def _cpu(some: list[Round]) -> float:
+    return mean(r.cpu for r in some)
 
 
 def main() -> int:
@@ -86,8 +170,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one short round")
     quick = parser.parse_args().quick
     with fresh_servers() as servers:
-        measure(servers, rounds=1 if quick else 3, seconds=1 if quick else 4)
-    return 0
+        return measure(servers, rounds=1 if quick else 5, seconds=1 if quick else 3)
 
 
 if __name__ == "__main__":

@@ -19,24 +19,24 @@ from libs.runtime.http import Server
 from services.gateway.views import projects
 from services.gateway.views.database import pool
 
-TENANT = "local"
 _encode = msgspec.json.Encoder().encode
 
 
 class Floor:
-    def __init__(self, nc: Client, db: asyncpg.Pool) -> None:
+    def __init__(self, nc: Client, db: asyncpg.Pool, tenant: str) -> None:
         self._nc = nc
         self._db = db
+        self._tenant = tenant
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         path = scope["path"]
         if scope["method"] == "POST":
             status, body = 201, await self._create((await receive())["body"])
         elif path == "/projects":
-            rows, total = await projects.page(self._db, TENANT, status=None, limit=50, offset=0)
+            rows, total = await projects.page(self._db, [self._tenant], status=None, limit=50, offset=0)
             status, body = 200, _encode({"items": rows, "total": total})
         else:
-            status, body = 200, _encode(await projects.get(self._db, TENANT, path.rpartition("/")[2]))
+            status, body = 200, _encode(await projects.get(self._db, self._tenant, path.rpartition("/")[2]))
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -53,10 +53,10 @@ class Floor:
         return _encode({"id": id, "name": event.name})
 
 
-async def serve(port: int, nats_url: str, database_url: str) -> None:
+async def serve(port: int, nats_url: str, database_url: str, tenant: str) -> None:
     nc, db = await bus.connect(nats_url, name="floor"), await pool(database_url)
     await db.execute("create table if not exists core.floor (id text primary key, body bytea not null)")
-    await Server(Floor(nc, db), host="127.0.0.1", port=port).serve()
+    await Server(Floor(nc, db, tenant), host="127.0.0.1", port=port).serve()
 
 
 if __name__ == "__main__":

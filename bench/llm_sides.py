@@ -32,7 +32,7 @@ class Clock:
         self.cpu, self.wall = time.process_time() - self.cpu, time.perf_counter() - self.wall
 
 
-def ours(folder: Path, method: str, clock: Clock) -> tuple[float, int]:
+def ours(folder: Path, method: str, clock: Clock, seed: int) -> tuple[float, int]:
     from libs.events import FineTune
     from services.training import frames
     from services.training.runner.wishes import Wishes
@@ -57,6 +57,7 @@ def ours(folder: Path, method: str, clock: Clock) -> tuple[float, int]:
         base_model=str(folder / method),
         method=method,  # type: ignore[arg-type]
         num_epochs=1,
+        seed=seed,
         learning_rate=RATE,
         lr_scheduler="linear",
         warmup_ratio=0.0,
@@ -95,7 +96,7 @@ def adapter(method: str) -> Any:
     return None if method == "full" else LoraConfig(**LORA, target_modules=TARGETS, task_type="CAUSAL_LM")
 
 
-def trl(folder: Path, method: str, clock: Clock, *, packing: bool) -> tuple[float, int]:
+def trl(folder: Path, method: str, clock: Clock, seed: int, *, packing: bool) -> tuple[float, int]:
     from transformers import AutoTokenizer
 
     peer, datasets = import_module("trl"), import_module("datasets")  # installed by `make bench` alone, so unknown to checks of types
@@ -103,7 +104,7 @@ def trl(folder: Path, method: str, clock: Clock, *, packing: bool) -> tuple[floa
     how: dict[str, Any] = {"per_device_train_batch_size": BATCH}
     if packing:
         how = {"per_device_train_batch_size": 2, "packing": True, "gradient_checkpointing": False}
-    config = peer.SFTConfig(output_dir=str(folder / "trl"), max_length=LENGTH, completion_only_loss=True, **how, **common(method))
+    config = peer.SFTConfig(output_dir=str(folder / "trl"), max_length=LENGTH, completion_only_loss=True, **how, **common(method, seed))
     trainer = peer.SFTTrainer(
         load(folder, method),
         args=config,
@@ -116,16 +117,16 @@ def trl(folder: Path, method: str, clock: Clock, *, packing: bool) -> tuple[floa
     return done.training_loss, done.global_step
 
 
-def hf(folder: Path, method: str, clock: Clock) -> tuple[float, int]:
+def hf(folder: Path, method: str, clock: Clock, seed: int) -> tuple[float, int]:
     from transformers import Trainer, TrainingArguments
 
     rows = peer_rows(folder)
-    arguments = TrainingArguments(output_dir=str(folder / "hf"), per_device_train_batch_size=BATCH, remove_unused_columns=False, **common(method))
+    arguments = TrainingArguments(output_dir=str(folder / "hf"), per_device_train_batch_size=BATCH, remove_unused_columns=False, **common(method, seed))
     done = Trainer(load(folder, method), args=arguments, data_collator=padded, train_dataset=rows, callbacks=[timer(clock)]).train()  # type: ignore[arg-type]
     return done.training_loss, done.global_step
 
 
-def common(method: str) -> dict[str, Any]:
+def common(method: str, seed: int) -> dict[str, Any]:
     """As the peers have it by default, but for what would make another comparison of it."""
     return {
         "num_train_epochs": 1,
@@ -138,7 +139,7 @@ def common(method: str) -> dict[str, Any]:
         "disable_tqdm": True,
         "logging_steps": 10**6,
         "dataloader_pin_memory": False,
-        "seed": 42,
+        "seed": seed,
     }
 
 
@@ -168,10 +169,10 @@ def padded(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "labels": labels, "attention_mask": mask}
 
 
-SIDES: dict[str, Callable[[Path, str, Clock], tuple[float, int]]] = {
+SIDES: dict[str, Callable[[Path, str, Clock, int], tuple[float, int]]] = {
     "ours": ours,
-    "trl": lambda folder, method, clock: trl(folder, method, clock, packing=False),
-    "trl-packing": lambda folder, method, clock: trl(folder, method, clock, packing=True),
+    "trl": lambda folder, method, clock, seed: trl(folder, method, clock, seed, packing=False),
+    "trl-packing": lambda folder, method, clock, seed: trl(folder, method, clock, seed, packing=True),
     "hf-trainer": hf,
 }
 
@@ -181,14 +182,15 @@ def main() -> int:
     parser.add_argument("side", choices=SIDES)
     parser.add_argument("method", choices=("full", "lora", "qlora"))
     parser.add_argument("folder", type=Path, help="what bench.llm has made")
+    parser.add_argument("seed", type=int, help="shuffles the rows and draws the adapter")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    torch.manual_seed(42)
+    torch.manual_seed(arguments.seed)
     clock = Clock()
     with contextlib.redirect_stdout(io.StringIO()):
-        loss, steps = SIDES[arguments.side](arguments.folder, arguments.method, clock)
+        loss, steps = SIDES[arguments.side](arguments.folder, arguments.method, clock, arguments.seed)
     tokens = sum(len(row["input_ids"]) for row in peer_rows(arguments.folder))
     sys.stdout.write(json.dumps({"tokens": tokens, "cpu": clock.cpu, "wall": clock.wall, "loss": loss, "steps": steps}) + "\n")
     return 0

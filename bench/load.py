@@ -1,4 +1,4 @@
-"""So many connections, each with one request after another until the time is over: `python -m bench.load ADDRESS SECONDS CONNECTIONS METHOD PATH [BODY]`."""
+"""So many connections, each with one request after another until the time is over: `python -m bench.load ADDRESS SECONDS CONNECTIONS TOKEN METHOD PATH [BODY]`."""
 
 import asyncio
 import json
@@ -47,9 +47,9 @@ class Caller(asyncio.Protocol):
         self._transport.write(self._request)
 
 
-async def load(address: str, seconds: float, connections: int, method: str, path: str, body: str) -> dict[str, object]:
+async def load(address: str, seconds: float, connections: int, token: str, method: str, path: str, body: str) -> dict[str, object]:
     host, port = address.rsplit(":", 1)
-    lines = [f"{method} {path} HTTP/1.1", f"Host: {address}", "Content-Type: application/json", f"Content-Length: {len(body)}"]
+    lines = [f"{method} {path} HTTP/1.1", f"Host: {address}", f"Authorization: Bearer {token}", "Content-Type: application/json", f"Content-Length: {len(body)}"]
     request = "\r\n".join([*lines, "", body]).encode()
     started = time.perf_counter()
     callers = [Caller(request, started + seconds) for _ in range(connections)]
@@ -62,8 +62,8 @@ async def load(address: str, seconds: float, connections: int, method: str, path
 
 
 def main() -> None:
-    address, seconds, connections, method, path, *body = sys.argv[1:]
-    print(json.dumps(uvloop.run(load(address, float(seconds), int(connections), method, path, "".join(body)))))
+    address, seconds, connections, token, method, path, *body = sys.argv[1:]
+    print(json.dumps(uvloop.run(load(address, float(seconds), int(connections), token, method, path, "".join(body)))))
 
 
 if __name__ == "__main__":

@@ -146,7 +146,8 @@ def _event(name: str, event: type[Event]) -> Iterator[str]:
         yield summary
     category, short = name.split(".", 1)
     schema = f", schema {event.SCHEMA}" if event.SCHEMA > 1 else ""
-    yield f"`{_root(category)}.{event.TENANT or '<tenant>'}.{category}.{short}.{'.'.join(f'<{field}>' for field in event.KEY)}` (class `{event.__name__}`{schema})"
+    home = event.TENANT or f"<{event.HOME or 'tenant'}>"
+    yield f"`{_root(category)}.{home}.{category}.{short}.{'.'.join(f'<{field}>' for field in event.KEY)}` (class `{event.__name__}`{schema})"
     yield _fields(event)
 
 

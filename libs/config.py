@@ -57,6 +57,16 @@ class Gateway(Service, frozen=True, kw_only=True):
             "AUTH=jwt needs it; without it the tokens of local mode end with the process."
         ),
     ] = ""
+    nats_issuer_seed: Annotated[
+        str,
+        Meta(
+            description="Seed (`SA…`) of the key with which gateways let event consumers onto the bus, the same for all gateways; `python -m infra.nats.issuer` "
+            "makes one, and the bus is told its public half. Empty: there are no bus credentials."
+        ),
+    ] = ""
+    nats_public_url: Annotated[
+        str, Meta(description="Addresses of the bus for event consumers, divided by commas, like `tls://bus.example.org:4222`. Empty: those of NATS_URL.")
+    ] = ""
     egress_allow: Annotated[
         str,
         Meta(
@@ -65,6 +75,14 @@ class Gateway(Service, frozen=True, kw_only=True):
         ),
     ] = ""
     registration: Annotated[Literal["open", "closed"], Meta(description="`closed`: only `python -m services.gateway users add` makes users.")] = "open"
+    new_user_credits: Annotated[int, Meta(description="Credits that a new user gets when registering.", ge=0, le=1_000_000)] = 100
+    prices: Annotated[
+        str,
+        Meta(
+            description="What starts cost, in credits, divided by commas: `family=credits`, or `family:steps=credits` for runs of up to so many steps. "
+            "The families are autotrainx, deep-learning-platform, datagen, lora-training and finetuneflow; one that isn't named costs nothing."
+        ),
+    ] = "lora-training:600=10,lora-training:1200=20,lora-training:2000=35"
     login_attempts: Annotated[
         int,
         Meta(
@@ -73,6 +91,13 @@ class Gateway(Service, frozen=True, kw_only=True):
             ge=1,
         ),
     ] = 10
+    webhooks_per_workspace: Annotated[int, Meta(description="Webhook endpoints that a workspace may have.", ge=1)] = 100
+    streams_per_user: Annotated[
+        int, Meta(description="Live streams and WebSockets that a user may have open at one gateway; the owner of local mode has no limit.", ge=1)
+    ] = 100
+    access_check_seconds: Annotated[
+        float, Meta(description="How often an open stream is looked at for whether its token is good still, and its workspaces open.", gt=0, le=40)
+    ] = 30.0
     cors_origins: Annotated[
         str, Meta(description="Origins, divided by commas, whose pages may call the API. Empty: any loopback origin in local mode, none else.")
     ] = ""
@@ -85,6 +110,21 @@ class Gateway(Service, frozen=True, kw_only=True):
         bool, Meta(description="Every base model is replaced by a tiny random one: all of the path runs in seconds on a CPU, the weights are worthless.")
     ] = False
     sweep_after_hours: Annotated[float, Meta(description="Objects that no fact refers to are removed when they are this old.", gt=0)] = 24.0
+
+
+class Datasets(Service, frozen=True, kw_only=True):
+    """What the datasets service needs besides."""
+
+    llm_url: Annotated[
+        str,
+        Meta(
+            description="An OpenAI-compatible server that writes examples, such as Ollama's `http://127.0.0.1:11434/v1`. "
+            "Empty: examples are put together from the documents' own sentences."
+        ),
+    ] = ""
+    llm_model: Annotated[str, Meta(description="The model that is asked there where a request names none.")] = ""
+    llm_key: Annotated[str, Meta(description="The key that is sent there as bearer token.")] = ""
+    llm_concurrency: Annotated[int, Meta(description="Requests at the same time to that server, for all jobs of one process together.", ge=1, le=1024)] = 4
 
 
 class Training(Service, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ import msgspec
 from infra.embedded.files import read_json, write_json
 from infra.nats import users
 from libs.config import Refused
+from libs.runtime.nkeys import new_seed
 
 LEAST_FREE = 1024**3
 KEPT_LOGS = 3
@@ -36,6 +37,7 @@ class AlreadyRunning(Exception):
 class Secrets(msgspec.Struct, frozen=True, kw_only=True):
     nats: dict[str, str]  # user -> password
     nats_routes: str
+    nats_issuer: str  # the seed of the key with which gateways let event consumers onto the bus
     s3_access_key: str
     s3_secret_key: str
     postgres: str
@@ -104,6 +106,7 @@ class Home:
         kept = read_json(path)
         chosen = {
             "nats": {user: _secret() for user in users.NAMES} | kept.get("nats", {}),
+            "nats_issuer": kept.get("nats_issuer") or new_seed(),
             **{name: kept.get(name) or _secret() for name in ("nats_routes", "s3_access_key", "s3_secret_key", "postgres", "postgres_superuser", "gateway")},
         }
         if chosen != kept:

@@ -28,7 +28,7 @@ class Routes:
 
 class Nats(Part):
     def __init__(
-        self, *, name: str, program: Path, folder: Path, port: int, monitor_port: int, passwords: Mapping[str, str], routes: Routes | None = None
+        self, *, name: str, program: Path, folder: Path, port: int, monitor_port: int, passwords: Mapping[str, str], issuer: str, routes: Routes | None = None
     ) -> None:
         self.name = name
         self.address = f"127.0.0.1:{port}"
@@ -38,6 +38,7 @@ class Nats(Part):
         self._port = port
         self._monitor_port = monitor_port
         self._passwords = passwords
+        self._issuer = issuer
         self._routes = routes
 
     @property
@@ -77,7 +78,7 @@ class Nats(Part):
             f"  max_memory_store: {GIB // 2}",
             "}",
             *self._cluster(),
-            users.render(self._passwords),
+            users.render(self._passwords, issuer=self._issuer),
         ]
         return "\n".join(lines)
 

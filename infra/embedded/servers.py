@@ -19,6 +19,7 @@ from infra.embedded.services import GATEWAY, NAMES, TRAINING, Service, reachable
 from infra.embedded.settings import Settings
 from infra.nats.provision import provision
 from libs import config
+from libs.runtime.nkeys import Issuer
 
 T = TypeVar("T")
 REGION = "us-east-1"
@@ -161,6 +162,7 @@ class Servers(Parts):
         if name == GATEWAY:
             known |= {"SECRET": self.settings.secret or self.home.secrets().gateway}
             known |= {"DATABASE_URL": self.database_url, "HOST": self.settings.host, "PORT": str(port)}
+            known |= {"NATS_ISSUER_SEED": self.home.secrets().nats_issuer} if self._nats else {}
         else:
             known |= {"HEALTH_PORT": str(port)}
         if name == TRAINING:
@@ -180,7 +182,13 @@ class Servers(Parts):
         if "nats" in ports:
             program = nats_program(self.settings)
             self._nats = Nats(
-                name="nats", program=program, folder=path / "nats", port=ports["nats"], monitor_port=ports["nats_monitor"], passwords=secrets.nats
+                name="nats",
+                program=program,
+                folder=path / "nats",
+                port=ports["nats"],
+                monitor_port=ports["nats_monitor"],
+                passwords=secrets.nats,
+                issuer=Issuer(secrets.nats_issuer).public,
             )
             parts.append(self._nats)
         if "postgres" in ports:
@@ -238,6 +246,7 @@ class Cluster(Parts):
             port=ports[name],
             monitor_port=ports[f"{name}_monitor"],
             passwords=secrets.nats,
+            issuer=Issuer(secrets.nats_issuer).public,
             routes=Routes(port=ports[f"{name}_routes"], password=secrets.nats_routes, others=others),
         )
 

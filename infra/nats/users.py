@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-ACCOUNT = "TRAINYARD"
 INFRA = "infra"
 
 GATEWAY_CATEGORIES = ("user", "name", "credit", "quota", "workspace", "project", "dataset", "image", "example", "model", "webhook", "job")
@@ -40,23 +39,54 @@ SERVICES = (
             "sec.*.>",
             "proj.>",
             "ask.>",
+            "sys.connections",
+            "sys.kick.*",
             "$JS.API.DIRECT.GET.TEL",
             "$JS.API.DIRECT.GET.TEL.>",
         ),
-        subscribe=("tel.>",),
+        subscribe=("tel.>", "$SYS.REQ.USER.AUTH"),
     ),
     User("datasets", publish=("ev.*.preparation.>",), subscribe=()),
     User("training", publish=("ev.*.training.>", "tel.>", "work.>", *reading("TEL"), *reading("WORK")), subscribe=()),
     User("export", publish=("ev.*.export.>",), subscribe=()),
 )
+CONFIGURATION = """\
+accounts {{
+  TRAINYARD {{
+    jetstream: enabled
+    users: [
+{users}
+    ]
+    exports: [{{stream: "feed.>", accounts: [CONSUMERS]}}]
+    imports: [
+      {{service: {{account: "$SYS", subject: "$SYS.REQ.SERVER.PING.CONNZ"}}, to: "sys.connections"}}
+      {{service: {{account: "$SYS", subject: "$SYS.REQ.SERVER.*.KICK"}}, to: "sys.kick.*"}}
+    ]
+  }}
+  # Event consumers: no streams, and what they may do a gateway tells the server when they connect.
+  CONSUMERS {{
+    imports: [{{stream: {{account: TRAINYARD, subject: "feed.>"}}}}]
+  }}
+  "$SYS" {{
+    exports: [
+      {{service: "$SYS.REQ.SERVER.PING.CONNZ", response: stream, accounts: [TRAINYARD]}}
+      {{service: "$SYS.REQ.SERVER.*.KICK", accounts: [TRAINYARD]}}
+    ]
+  }}
+}}
+authorization {{
+  # Whoever is none of these is a consumer: a gateway is asked. Services need no gateway to connect.
+  auth_callout {{issuer: "{issuer}", account: TRAINYARD, auth_users: {names}}}
+}}
+"""
 NAMES = (INFRA, *(user.name for user in SERVICES))
 
 
-def render(passwords: Mapping[str, str]) -> str:
-    """The `accounts` block of a nats-server configuration. Passwords may be bcrypt hashes."""
-    users = [_line(INFRA, passwords[INFRA], permissions="")]
-    users += [_line(user.name, passwords[user.name], permissions=_permissions(user)) for user in SERVICES]
-    return "\n".join(["accounts {", f"  {ACCOUNT} {{", "    jetstream: enabled", "    users: [", *users, "    ]", "  }", "}", ""])
+def render(passwords: Mapping[str, str], *, issuer: str) -> str:
+    """The `accounts` and `authorization` blocks of a nats-server configuration. Passwords may be bcrypt hashes; `issuer` is the public half of the gateways' key."""
+    lines = [_line(INFRA, passwords[INFRA], permissions="")]
+    lines += [_line(user.name, passwords[user.name], permissions=_permissions(user)) for user in SERVICES]
+    return CONFIGURATION.format(users="\n".join(lines), issuer=issuer, names=_listed(NAMES))
 
 
 def _line(name: str, password: str, *, permissions: str) -> str:

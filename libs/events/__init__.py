@@ -1,6 +1,8 @@
 """The contract between the services, and with everyone who listens: the facts, their envelope and the log."""
 
+from .bus import BusCredentialCreated, BusCredentialRevoked
 from .catalog import EVENTS, Unreadable, decode, encode, schema, uuid7
+from .credits import CreditCaptured, CreditGranted, CreditReleased, CreditReserved, QuotaTaken
 from .envelope import Claim, CloudEvent, Event, Origin, Recorded
 from .examples import ExampleDeleted
 from .exports import ExportCancelled, ExportCompleted, ExportedFile, ExportFailed, ExportProgressed, ExportStarted
@@ -18,7 +20,7 @@ from .projects import (
     ProjectUpdated,
     ProjectWorkStarted,
 )
-from .specs import ExportInputs, FineTune, Source, TrainInputs
+from .specs import ExportInputs, FineTune, GenerateInputs, GenerateSpec, Source, TrainInputs
 from .storable import NotStorable, why_not_storable
 from .subjects import Address, address, kind, story
 from .training import (
@@ -44,13 +46,19 @@ from .webhooks import (
     WebhookTestRequested,
     WebhookUpdated,
 )
-from .workspaces import WorkspaceCreated
+from .workspaces import WorkspaceCreated, WorkspaceMemberAdded, WorkspaceMemberRemoved, WorkspaceMemberRoleChanged
 
 __all__ = [
     "EVENTS",
     "Address",
+    "BusCredentialCreated",
+    "BusCredentialRevoked",
     "Claim",
     "CloudEvent",
+    "CreditCaptured",
+    "CreditGranted",
+    "CreditReleased",
+    "CreditReserved",
     "Event",
     "ExampleDeleted",
     "ExportCancelled",
@@ -62,6 +70,8 @@ __all__ = [
     "ExportedFile",
     "File",
     "FineTune",
+    "GenerateInputs",
+    "GenerateSpec",
     "JobCancelRequested",
     "JobCreated",
     "NameClaimed",
@@ -82,6 +92,7 @@ __all__ = [
     "ProjectRunStarted",
     "ProjectUpdated",
     "ProjectWorkStarted",
+    "QuotaTaken",
     "Recorded",
     "Source",
     "TrainInputs",
@@ -113,6 +124,9 @@ __all__ = [
     "WebhookTestRequested",
     "WebhookUpdated",
     "WorkspaceCreated",
+    "WorkspaceMemberAdded",
+    "WorkspaceMemberRemoved",
+    "WorkspaceMemberRoleChanged",
     "address",
     "decode",
     "encode",

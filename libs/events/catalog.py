@@ -7,13 +7,13 @@ from typing import Any
 
 import msgspec
 
-from . import examples, exports, jobs, names, preparation, projects, training, users, webhooks, workspaces
+from . import bus, credits, examples, exports, jobs, names, preparation, projects, training, users, webhooks, workspaces
 from .envelope import CloudEvent, Event, Origin, Recorded
 from .storable import NotStorable, why_not_storable
-from .subjects import address, kind, subject
+from .subjects import address, home, kind, subject
 from .upcast import upcast
 
-FILES: tuple[ModuleType, ...] = (jobs, preparation, training, exports, projects, examples, users, names, workspaces, webhooks)
+FILES: tuple[ModuleType, ...] = (jobs, preparation, training, exports, projects, examples, users, names, workspaces, credits, webhooks, bus)
 EVENTS: dict[str, type[Event]] = {
     kind(thing): thing for file in FILES for thing in vars(file).values() if isinstance(thing, type) and issubclass(thing, Event) and thing is not Event
 }
@@ -45,7 +45,7 @@ def envelope(event: Event, *, origin: Origin, source: str, id: str, at: datetime
         subject=_about(event),
         time=at,
         dataschema=_schemas[kind(event)],
-        tenant=event.TENANT or origin.tenant,
+        tenant=home(event) or origin.tenant,
         actor=origin.actor,
         correlationid=origin.correlation or id,
         causationid=origin.causation,

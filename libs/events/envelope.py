@@ -15,6 +15,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="type
     """Whether it is the first fact of its aggregate, and so must find none before it."""
     TENANT: ClassVar[str] = ""
     """The one workspace where all of its kind belong, when that isn't the workspace of who caused it."""
+    HOME: ClassVar[str] = ""
+    """Name of the field that holds the workspace it belongs to, when that isn't the workspace of who caused it."""
     SCHEMA: ClassVar[int] = 1
     """Number of the shape. A new shape gets a new number and an upcaster (upcast.py)."""
 

@@ -18,6 +18,9 @@ class JobCreated(Event, frozen=True, kw_only=True, tag="job.created"):
     project_id: str = ""
     request: str = ""
     """Fingerprint of the request, so that a repeated Idempotency-Key is told from a re-used one."""
+    payer: str = ""
+    """Who pays for it, wherever it is done; nobody when it costs nothing."""
+    price: int = 0
 
 
 class JobCancelRequested(Event, frozen=True, kw_only=True, tag="job.cancel_requested"):

@@ -9,7 +9,7 @@ class PreparationStarted(Event, frozen=True, kw_only=True, tag="preparation.star
 
 
 class PreparationProgressed(Event, frozen=True, kw_only=True, tag="preparation.progress"):
-    """How far the work is, in bytes of its input. Throttled: a reader may miss some but never the end."""
+    """How far the work is, in bytes of its input, or in its chunks. Throttled: a reader may miss some but never the end."""
 
     KEY = ("job_id",)
     job_id: str
@@ -42,7 +42,13 @@ class PreparationCompleted(Event, frozen=True, kw_only=True, tag="preparation.co
     position: int = 0
     """Edits up to here in the log are in the snapshot."""
     splits: dict[str, int] = {}
-    """Rows of the snapshot by split."""
+    """Usable rows by split, of a snapshot and of generated examples."""
+    generator: str = ""
+    """Who wrote generated examples: `llm`, `extractive` (the documents' own sentences, no model), or `mixed`."""
+    model: str = ""
+    """The language model that wrote them."""
+    notes: list[str] = []
+    """What whoever asked for the work should know of it."""
 
 
 class PreparationFailed(Event, frozen=True, kw_only=True, tag="preparation.failed"):

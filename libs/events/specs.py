@@ -62,3 +62,28 @@ class ExportInputs(msgspec.Struct, frozen=True, kw_only=True):
 
     project_id: str
     training_job_id: str
+
+
+class GenerateInputs(msgspec.Struct, frozen=True, kw_only=True):
+    """The generate job reads the chunks of this chunk job, and waits for it where it still runs."""
+
+    project_id: str
+    chunks: str
+    """The chunk job's id."""
+
+
+class GenerateSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Which examples are made of the chunks. How many of which chunk follows from this and the chunks alone."""
+
+    task_type: Literal["qa", "instruction", "summarization", "summarisation", "chat"] = "instruction"
+    preview: bool = False
+    """A few, spread over the documents, in a split of their own."""
+    num_examples: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    """0: 10 for a preview, else 2,000."""
+    examples_per_chunk: Annotated[int, Meta(ge=1, le=50)] = 5
+    """At most."""
+    model: Annotated[str, Meta(max_length=300)] = ""
+    """A name that the endpoint knows; empty: the endpoint's default. Without an endpoint nobody reads it."""
+    train_share: Annotated[float, Meta(gt=0, le=1)] = 0.9
+    """The other chunks are held out for evaluation, each with all of its examples."""
+    seed: Annotated[int, Meta(ge=0, lt=2**31)] = 42

@@ -6,8 +6,10 @@ import msgspec
 
 from .envelope import Event
 
-SECRET_CATEGORIES = frozenset({"user", "webhook"})
+SECRET_CATEGORIES = frozenset({"bus", "user", "webhook"})
 """Categories whose facts hold secrets: same stream, but never republished to the live feed."""
+PRIVATE_CATEGORIES = SECRET_CATEGORIES | {"credit", "quota"}
+"""Categories that nobody who listens is told of."""
 
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,200}")
 """Of limited length: the server hangs up for good on a client whose line is over 4 KiB."""
@@ -44,7 +46,12 @@ class Subject(msgspec.Struct, frozen=True):
 
 def address(tenant: str, event: Event) -> Address:
     category, _ = kind(event).split(".", 1)
-    return Address(tenant=event.TENANT or tenant, category=category, key=tuple(getattr(event, field) for field in event.KEY))
+    return Address(tenant=home(event) or tenant, category=category, key=tuple(getattr(event, field) for field in event.KEY))
+
+
+def home(event: Event) -> str:
+    """The workspace that an event belongs to by itself; empty when it is the one of who caused it."""
+    return getattr(event, event.HOME) if event.HOME else event.TENANT
 
 
 def subject(tenant: str, event: Event) -> str:

@@ -10,3 +10,27 @@ class WorkspaceCreated(Event, frozen=True, kw_only=True, tag="workspace.created"
     FOUNDS = True
     workspace_id: str
     owner_id: str
+
+
+class WorkspaceMemberAdded(Event, frozen=True, kw_only=True, tag="workspace.member_added"):
+    """From here on this user reaches what is in the workspace, as far as the role goes: editor, annotator or viewer. Its owner is no member."""
+
+    KEY = ("workspace_id",)
+    workspace_id: str
+    user_id: str
+    role: str
+
+
+class WorkspaceMemberRoleChanged(Event, frozen=True, kw_only=True, tag="workspace.member_role_changed"):
+    KEY = ("workspace_id",)
+    workspace_id: str
+    user_id: str
+    role: str
+
+
+class WorkspaceMemberRemoved(Event, frozen=True, kw_only=True, tag="workspace.member_removed"):
+    """By the owner, or gone by himself. A member whose account is deleted (`user.deleted`) is none either, without this fact."""
+
+    KEY = ("workspace_id",)
+    workspace_id: str
+    user_id: str

@@ -1,6 +1,7 @@
-"""The ingest jobs whose rows another job reads: how far they are, and when they have ended."""
+"""The jobs whose parts another job reads: how far they are, and when they have ended."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Sequence
 
 import msgspec
@@ -24,8 +25,9 @@ class Ingest(msgspec.Struct, kw_only=True):
     """One of them. Each reading goes on where the one before stopped."""
 
     job_id: str
+    kind: str = "ingest"
     name: str = ""
-    """Of its file."""
+    """Of the file that it read, where it read one."""
     parts: list[PreparationProduced] = []
     ended: bool = False
     read: int = 0
@@ -35,23 +37,42 @@ class Ingest(msgspec.Struct, kw_only=True):
         for recorded in await log.read(story(tenant, self.job_id), after=self.read):
             self.read = recorded.seq
             match recorded.event:
-                case JobCreated(inputs=inputs):
-                    self.name = inputs["file"]["filename"]
+                case JobCreated(kind=kind, inputs=inputs):
+                    self.kind = kind
+                    self.name = inputs.get("file", {}).get("filename", "")
                 case PreparationProduced() as part:
                     self.parts.append(part)
                 case PreparationCompleted():
                     self.ended = True
                 case PreparationFailed(message=message):
-                    raise self._lost(f"could not be read: {message}")
+                    raise self._lost(_FAILED[self.kind], message)
                 case PreparationCancelled():
-                    raise self._lost("has no rows, because reading it was cancelled.")
+                    raise self._lost(_CANCELLED[self.kind])
                 case _:
                     continue
         if not self.read:
             raise UnknownSource(self.job_id)
 
-    def _lost(self, what: str) -> Hopeless:
-        return Hopeless("source_failed", f"The file {self.name!r} (job {self.job_id}) {what} Delete it or upload it again, then start anew.")
+    def _lost(self, what: str, why: str = "") -> Hopeless:
+        told = what.format(file=f"The file {self.name!r} (job {self.job_id})", job=f"(job {self.job_id})")
+        return Hopeless("source_failed", " ".join(filter(None, (told, why, _REMEDIES[self.kind]))))
+
+
+_FAILED = defaultdict(
+    lambda: "{file} could not be read:",
+    chunk="The documents could not be divided into chunks {job}:",
+    generate="The examples could not be generated {job}:",
+)
+_CANCELLED = defaultdict(
+    lambda: "{file} has no rows, because reading it was cancelled.",
+    chunk="There are no chunks, because making them was cancelled {job}.",
+    generate="There are no examples, because generating them was cancelled {job}.",
+)
+_REMEDIES = defaultdict(
+    lambda: "Delete it or upload it again, then start anew.",
+    chunk="Make the chunks again, then start anew.",
+    generate="Generate them again, then start anew.",
+)
 
 
 class Sources:

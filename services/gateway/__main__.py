@@ -20,19 +20,23 @@ from libs.events.log import EventLog, Unavailable
 from libs.runtime import bus, process
 from libs.runtime.broker import Broker, broker
 from libs.runtime.http import Server
+from libs.runtime.nkeys import Issuer, NotASeed
 from libs.runtime.waiting import unless
 from libs.storage import Storage
 from services.gateway import migrations, people, reactions
 from services.gateway.accounts import Accounts
 from services.gateway.app import Parts, app_version, create_app
 from services.gateway.attempts import Attempts
+from services.gateway.bus_access import Doorkeeper
 from services.gateway.commands import Commands
+from services.gateway.domain.credit import prices
 from services.gateway.edge import is_loopback
 from services.gateway.health import Health
 from services.gateway.hub import Hub
 from services.gateway.live import Live
 from services.gateway.loader import Loader
 from services.gateway.passwords import Passwords
+from services.gateway.places import Places
 from services.gateway.questions import Questions
 from services.gateway.rebuild import Busy, rebuild, say
 from services.gateway.rooms import rooms
@@ -62,7 +66,8 @@ def main() -> None:
 
 async def serve(settings: Gateway, stop: asyncio.Event) -> None:
     refuse_unsafe(settings)
-    egress = allowed(settings)
+    refuse_bad_prices(settings)
+    egress, issuer = allowed(settings), issuer_of(settings)
     holder = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     progress, storage = Progress(), Storage(settings)
     nc, event_log, live = await unless(stop, _bus(settings))
@@ -71,6 +76,7 @@ async def serve(settings: Gateway, stop: asyncio.Event) -> None:
     commands = Commands(event_log, progress, rooms(db), fill=health.fill)
     passwords = Passwords()
     accounts = _accounts(settings, event_log, db, commands, passwords, health)
+    doorkeeper = _doorkeeper(settings, nc, db, commands, accounts, issuer)
     hub = Hub(endpoint=settings.hf_endpoint, token=settings.hf_token, roots=settings.source_roots)
     parts = Parts(
         settings=settings,
@@ -80,14 +86,16 @@ async def serve(settings: Gateway, stop: asyncio.Event) -> None:
         commands=commands,
         health=health,
         live=live,
+        places=Places(db, event_log),
         hub=hub,
         questions=Questions(nc),
         accounts=accounts,
+        doorkeeper=doorkeeper,
     )
     app = create_app(parts)
     server = Server(app, host=settings.host, port=settings.port)
     reacting = broker(settings.nats_url, name="gateway")
-    reactions.subscribe(reacting, storage)
+    reactions.subscribe(reacting, storage, event_log, commands)
     await progress.listen(nc)
     await live.listen(nc)
     await unless(stop, reacting.start())
@@ -103,6 +111,7 @@ async def serve(settings: Gateway, stop: asyncio.Event) -> None:
             health.watch(),
             sweep.run(),
             sender.run(),
+            doorkeeper.run(),
             ending=lambda: _end(live, server, reacting),
         )
     finally:
@@ -163,7 +172,27 @@ async def change_users(order: argparse.Namespace, settings: Gateway, stop: async
 def _accounts(settings: Gateway, event_log: EventLog, db: asyncpg.Pool, commands: Commands, passwords: Passwords, health: Health) -> Accounts:
     attempts = Attempts(per_name=settings.login_attempts, per_address=6 * settings.login_attempts)
     signer = Signer(settings.secret or secrets.token_hex(LEAST_SECRET))
-    return Accounts(event_log, db, commands, passwords=passwords, signer=signer, attempts=attempts, fill=health.fill)
+    return Accounts(event_log, db, commands, passwords=passwords, signer=signer, attempts=attempts, fill=health.fill, credits=settings.new_user_credits)
+
+
+def refuse_bad_prices(settings: Gateway) -> None:
+    try:
+        prices(settings.prices)
+    except ValueError as error:
+        raise Refused(f"TRAINYARD_PRICES: {error}") from error
+
+
+def _doorkeeper(settings: Gateway, nc: Client, db: asyncpg.Pool, commands: Commands, accounts: Accounts, issuer: Issuer | None) -> Doorkeeper:
+    attempts = Attempts(per_name=settings.login_attempts, per_address=6 * settings.login_attempts)
+    servers = settings.nats_public_url or settings.nats_url
+    return Doorkeeper(nc, db, commands, accounts, issuer=issuer, servers=servers, local=settings.auth == "local", attempts=attempts)
+
+
+def issuer_of(settings: Gateway) -> Issuer | None:
+    try:
+        return Issuer(settings.nats_issuer_seed) if settings.nats_issuer_seed else None
+    except NotASeed as error:
+        raise Refused("TRAINYARD_NATS_ISSUER_SEED is not the seed of an account's key (SA…): `python -m infra.nats.issuer` makes one") from error
 
 
 def allowed(settings: Gateway) -> list[Network]:

@@ -4,6 +4,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable
+from typing import Any
 
 import asyncpg
 import msgspec
@@ -46,6 +47,7 @@ class Accounts:
         signer: Signer,
         attempts: Attempts,
         fill: Callable[[], float],
+        credits: int,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._log = log
@@ -55,6 +57,7 @@ class Accounts:
         self._signer = signer
         self._attempts = attempts
         self._fill = fill
+        self._credits = credits
         self._now = now
         self._known: dict[str, tuple[Principal, float]] = {}
 
@@ -64,7 +67,7 @@ class Accounts:
             self._attempts.count(address=address)
         id = self._new_id()
         password_hash = await self._passwords.hash(password)
-        wanted = Register(user_id=id, username=username, email=email, full_name=full_name, password_hash=password_hash, role=role)
+        wanted = Register(user_id=id, username=username, email=email, full_name=full_name, password_hash=password_hash, role=role, credits=self._credits)
         return await self._founded(wanted, Origin(tenant=id, actor=actor or id, correlation=str(uuid.uuid4())))
 
     async def log_in(self, username: str, password: str, *, address: str) -> LoggedIn:
@@ -128,19 +131,28 @@ class Accounts:
         outcome = await self.run(CreateKey(user_id=user_id, key_id=key.id, name=name, key_sha256=key.sha256))
         return outcome.state, key.id, key.text(KEY)
 
-    async def run(self, command: object, *, actor: str = "") -> Outcome[User]:
+    async def run(self, command: object, *, actor: str = "") -> Outcome[Any]:
         """Of the user whom the command is about, in that user's workspace."""
         user_id: str = getattr(command, "user_id")  # noqa: B009  # every command of this room has it
         outcome = await self._commands.run(command, origin=_own(user_id, actor))
+        self.forget(user_id)
+        return outcome
+
+    def forget(self, user_id: str) -> None:
+        """What lets this user in, and where to, is asked for anew."""
         for token in [token for token, (principal, _) in self._known.items() if principal.id == user_id]:
             del self._known[token]
-        return outcome
 
     async def user(self, user_id: str) -> User | None:
         state, _ = await users.load(self._db, user_id, user_id)
         return state or await self._newest(user_id)
 
     async def named(self, username: str) -> User | None:
+        return await self._named(username)
+
+    async def introduced(self, username: str, *, address: str) -> User | None:
+        """For somebody who asks for another. It tells whether a name is taken, as registering does, and no faster."""
+        self._attempts.count(address=address)
         return await self._named(username)
 
     async def _founded(self, wanted: Register, origin: Origin) -> User:
@@ -152,12 +164,11 @@ class Accounts:
             (by_username, after_username), (by_email, after_email) = [
                 await self._holder(*name) for name in ((USERNAME, wanted.username), (EMAIL, wanted.email))
             ]
-            claimed, also_claimed, registered, founded = account.register(wanted, username_held_by=by_username, email_held_by=by_email)
+            claimed, also_claimed, *founding = account.register(wanted, username_held_by=by_username, email_held_by=by_email)
             writes = [
                 Write(events=[claimed], after=after_username),
                 Write(events=[also_claimed], after=after_email),
-                Write(events=[registered], after=0),
-                Write(events=[founded], after=0),
+                *(Write(events=[first], after=0) for first in founding),
             ]
             try:
                 facts = await self._log.append(writes, origin=origin, budget=BUDGET)
@@ -194,7 +205,7 @@ class Accounts:
             user = await self._newest(user_id)
             if user is None or (session := user.sessions.get(session_id)) is None:
                 raise Bad
-            found = Principal(id=user.id, tenant=user.id, role=user.role, credential=session_id), session
+            found = await self._fresh(user, session_id), session
         principal, session = found
         if session.expires_at <= self._now():
             raise Bad
@@ -206,11 +217,14 @@ class Accounts:
             user = await self._newest(key.user_id)
             if user is None or (held := user.keys.get(key.id)) is None:
                 raise Bad
-            found = Principal(id=user.id, tenant=user.id, role=user.role, credential=key.id), held.sha256
+            found = await self._fresh(user, key.id), held.sha256
         principal, sha256 = found
         if not key.fits(sha256):
             raise Bad
         return principal
+
+    async def _fresh(self, user: User, credential: str) -> Principal:
+        return Principal(id=user.id, tenant=user.id, role=user.role, credential=credential, workspaces=await users.workspaces_of(self._db, user.id))
 
     def _new_id(self) -> str:
         return uuid7(time.time_ns() // 1_000_000, os.urandom(10))

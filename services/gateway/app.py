@@ -1,5 +1,6 @@
 """The application: rooms, what they need, and how everything that goes wrong is said."""
 
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -18,13 +19,18 @@ from services.gateway.api.autotrainx.progress import Sockets
 from services.gateway.api.datagen import auth as datagen_auth
 from services.gateway.api.deep_learning import auth, webhooks
 from services.gateway.api.finetuneflow import dataset, export, files, hardware, health, jobs, logs, models, projects, training
+from services.gateway.api.lora import credits
 from services.gateway.api.problems import problem
-from services.gateway.api.v2 import events, keys, users
+from services.gateway.api.requests import find
+from services.gateway.api.v2 import bus_credentials, events, keys, users, workspaces
+from services.gateway.api.v2 import credits as grants
+from services.gateway.bus_access import Doorkeeper
 from services.gateway.commands import Commands
 from services.gateway.edge import Edge, dressed
 from services.gateway.health import Health
 from services.gateway.hub import Hub
 from services.gateway.live import Live
+from services.gateway.places import Places
 from services.gateway.questions import Questions
 
 ROOMS = {
@@ -46,6 +52,10 @@ ROOMS = {
     datagen_auth: "datagen: people",
     keys: "v2: people",
     users: "v2: people",
+    bus_credentials: "v2: events",
+    workspaces: "v2: people",
+    grants: "v2: people",
+    credits: "lora-training: credits",
 }
 JSON_LIMIT = 1024 * 1024
 
@@ -60,9 +70,11 @@ class Parts(msgspec.Struct, kw_only=True):
     commands: Commands
     health: Health
     live: Live
+    places: Places
     hub: Hub
     questions: Questions
     accounts: Accounts
+    doorkeeper: Doorkeeper
 
 
 def create_app(parts: Parts) -> Edge:
@@ -89,11 +101,12 @@ def _litestar(given: dict[str, Any]) -> Litestar:
     return Litestar(
         [Router("/", route_handlers=room.handlers, tags=[tag]) for room, tag in ROOMS.items()],
         dependencies={name: Provide(_giver(value), sync_to_thread=False) for name, value in given.items()},
+        before_request=partial(find, places=given["places"]),
         exception_handlers={Exception: _say},
         request_max_body_size=JSON_LIMIT,
         openapi_config=OpenAPIConfig(title="trainyard", version=app_version(), path="/schema", render_plugins=[]),
         logging_config=None,
-        signature_types=[Accounts, asyncpg.Pool, Commands, EventLog, Gateway, Health, Hub, Live, Questions, Storage],
+        signature_types=[Accounts, asyncpg.Pool, Commands, Doorkeeper, EventLog, Gateway, Health, Hub, Live, Places, Questions, Storage],
     )
 
 

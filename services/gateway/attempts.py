@@ -23,16 +23,19 @@ class Attempts:
         self._now = now
         self._full_at: dict[tuple[str, str], float] = {}
 
+    def check(self, *, address: str, name: str = "") -> None:
+        """Raises TooMany when one more would be."""
+        now = self._now()
+        if waits := [wait for key in _keys(address, name) if (wait := self._wait(key, now)) > 0]:
+            raise TooMany(max(1, round(max(waits) + 0.5)))
+
     def count(self, *, address: str, name: str = "") -> None:
         """Raises TooMany, and counts nothing then."""
-        keys = [("address", address), *([("name", name.lower())] if name else [])]
+        self.check(address=address, name=name)
         now = self._now()
-        waits = [wait for key in keys if (wait := self._wait(key, now)) > 0]
-        if waits:
-            raise TooMany(max(1, round(max(waits) + 0.5)))
         if len(self._full_at) > MOST_REMEMBERED:
             self._full_at = {key: at for key, at in self._full_at.items() if at > now}
-        for key in keys:
+        for key in _keys(address, name):
             self._full_at[key] = max(self._full_at.get(key, now), now) + MINUTE / self._limits[key[0]]
 
     def forget(self, name: str) -> None:
@@ -42,3 +45,7 @@ class Attempts:
     def _wait(self, key: tuple[str, str], now: float) -> float:
         """Seconds until there is room for one more."""
         return self._full_at.get(key, now) - now - MINUTE + MINUTE / self._limits[key[0]]
+
+
+def _keys(address: str, name: str) -> list[tuple[str, str]]:
+    return [("address", address), *([("name", name.lower())] if name else [])]

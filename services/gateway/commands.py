@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -27,6 +27,14 @@ _conflicts = Counter("trainyard_conflicts_total", "Appends that met a moved guar
 _refused = Counter(_CLOSED_TO_COMMANDS, "Commands that a rule refused", ["code"])
 
 
+class Beside(msgspec.Struct, frozen=True, kw_only=True):
+    """An aggregate of another room, by its state's type; it may be in another workspace than the command."""
+
+    kind: type
+    tenant: str
+    key: tuple[str, ...]
+
+
 class Room(msgspec.Struct, Generic[State], frozen=True, kw_only=True):
     """One kind of aggregate: who it is, how it is loaded, what may be done to it."""
 
@@ -36,7 +44,10 @@ class Room(msgspec.Struct, Generic[State], frozen=True, kw_only=True):
     key: Callable[[Any], tuple[str, ...]]
     load: Callable[..., Awaitable[tuple[State | None, int]]]
     evolve: Callable[[State | None, Recorded], State | None]
-    decide: Callable[[State | None, Any], list[Event]]
+    decide: Callable[..., list[Event]]
+    """Given the state and the command, and the states that stand `beside`."""
+    beside: Callable[[Any], "tuple[Beside, ...]"] = lambda _: ()
+    """Other aggregates whose rules a command must keep too, and whose facts its batch carries."""
     founders: tuple[type, ...] = ()
     """Those of the commands that expect nothing to be there: the guard says so sooner than the view could."""
     endings: tuple[type, ...] = ()
@@ -73,9 +84,12 @@ class Commands:
         if self._fill() >= NEARLY_FULL and not isinstance(command, room.endings):
             raise LogFull
         where = Address(tenant=origin.tenant, category=room.category, key=room.key(command))
+        beside = [self._found(other) for other in room.beside(command)]
         try:
-            async with self._alone(where.guard):
-                state, version, events = await self._settle(room, where, command, origin, if_match)
+            async with AsyncExitStack() as locks:
+                for guard in sorted({where.guard, *(other.guard for _, other in beside)}):
+                    await locks.enter_async_context(self._alone(guard))
+                state, version, events = await self._settle(room, where, beside, command, origin, if_match)
         except DomainError as refusal:
             _refused.labels(refusal.code).inc()
             raise
@@ -98,7 +112,9 @@ class Commands:
             return state, version
         return fold(room, where, state, version, await self._log.read(room.pattern(where), after=version))
 
-    async def _settle(self, room: Room[Any], where: Address, command: Any, origin: Origin, if_match: int | None) -> tuple[Any, int, list[Recorded]]:
+    async def _settle(
+        self, room: Room[Any], where: Address, beside: Sequence[tuple[Room[Any], Address]], command: Any, origin: Origin, if_match: int | None
+    ) -> tuple[Any, int, list[Recorded]]:
         """Decides on the view's state first. What changes nothing, be it a refusal or done already, counts only on the newest state, which is the log's."""
         deadline = time.monotonic() + BUDGET
         state, version = (None, 0) if isinstance(command, room.founders) else await room.load(where.tenant, *where.key)
@@ -107,8 +123,13 @@ class Commands:
             try:
                 if if_match is not None and if_match != version:
                     raise StaleVersion(version=version, yours=if_match)
-                if decided := room.decide(state, command):
-                    events = await self._append(where, decided, version, origin)
+                known = {where.guard: version}
+                others: list[Any] = []
+                for its_room, its_place in beside:
+                    other, known[its_place.guard] = await self._latest(its_room, its_place)
+                    others.append(other)
+                if decided := room.decide(state, command, *others):
+                    events = await self._append(decided, known, origin)
                     return (*fold(room, where, state, version, events), events)
             except (DomainError, Conflict) as refused:
                 obstacle = refused
@@ -126,14 +147,26 @@ class Commands:
             _conflicts.inc()
             state, version = newer_state, newer_version
 
-    async def _append(self, where: Address, events: Sequence[Event], version: int, origin: Origin) -> list[Recorded]:
+    def _found(self, other: Beside) -> tuple[Room[Any], Address]:
+        room: Room[Any] = self._states[other.kind]
+        return room, Address(tenant=other.tenant, category=room.category, key=other.key)
+
+    async def _latest(self, room: Room[Any], where: Address) -> tuple[Any, int]:
+        """As the log has it, beyond the view: what is decided on it holds for the position that guards it."""
+        state, version = await room.load(where.tenant, *where.key)
+        return fold(room, where, state, version, await self._log.read(room.pattern(where), after=version))
+
+    async def _append(self, events: Sequence[Event], known: dict[str, int], origin: Origin) -> list[Recorded]:
+        """A reaction writes the same facts under the same ids, however often it is done."""
         groups: dict[str, tuple[list[Event], int]] = {}
         for event in events:
             target = address(origin.tenant, event)
             if target.guard not in groups:
-                groups[target.guard] = ([], version if target == where else await self._position(target, event))
+                after = known.get(target.guard)
+                groups[target.guard] = ([], await self._position(target, event) if after is None else after)
             groups[target.guard][0].append(event)
-        return await self._log.append([Write(events=group, after=after) for group, after in groups.values()], origin=origin, budget=BUDGET)
+        nth = 0 if origin.causation else None
+        return await self._log.append([Write(events=group, after=after, nth=nth) for group, after in groups.values()], origin=origin, budget=BUDGET)
 
     async def _position(self, other: Address, event: Event) -> int:
         """What a fact of another aggregate in the batch must follow."""

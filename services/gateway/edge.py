@@ -13,9 +13,12 @@ import msgspec
 from prometheus_client import Counter, Histogram
 
 from libs import telemetry
-from services.gateway.api.families import family
+from services.gateway.api import limits as counted
+from services.gateway.api.deep_learning.limits import ANONYMOUS
+from services.gateway.api.families import bucket, family
 from services.gateway.api.problems import Problem, Refused, problem
 from services.gateway.domain.user import LOCAL, NOBODY, Principal
+from services.gateway.limits import Bucket, Limits
 from services.gateway.tokens import Bad
 
 log = logging.getLogger("access")
@@ -43,17 +46,21 @@ Who = Callable[[str], Awaitable[Principal]]
 DOORS = frozenset({"/auth/register", "/auth/login", "/auth/refresh", "/api/v1/auth/token"})
 """POSTs with which people enter: what token they carry along doesn't matter, it is likely to be the one that has just expired."""
 OPEN = frozenset({"/", "/health", "/livez", "/readyz", "/metrics", "/docs", "/redoc", "/openapi.json"})
-"""What everybody may read: nothing in it is anybody's."""
+"""What everybody may read, as often as they like: nothing in it is anybody's."""
 
 
 class Edge:
     """ASGI around the application: a plain callable, so that unrouted requests meet it too."""
 
-    def __init__(self, app: Any, *, host: str, cors_origins: str, who: Who, local: bool = True) -> None:
+    def __init__(
+        self, app: Any, *, host: str, cors_origins: str, who: Who, local: bool = True, limits: Limits | None = None, anonymous: Bucket = ANONYMOUS
+    ) -> None:
         self._app = app
         self._host = host
         self._who = who
         self._local = local
+        self._limits = limits
+        self._anonymous = anonymous
         self._origins = frozenset(origin.strip().rstrip("/") for origin in cors_origins.split(",") if origin.strip())
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
@@ -90,8 +97,8 @@ class Edge:
             return
         try:
             self._check_caller(headers, origin)
+            scope["principal"] = await self._counted(scope, send, headers)
             _check_request(scope, headers)
-            scope["principal"] = await self._principal(scope, headers)
         except Exception as refused:  # noqa: BLE001  # whatever is down while somebody asks to be let in is said in the family's form too
             await answer(scope, send, problem(refused))
             return
@@ -117,15 +124,37 @@ class Edge:
             return origin in self._origins
         return self._local and is_loopback(_hostname(origin))
 
+    async def _counted(self, scope: Scope, send: "_Sender", headers: dict[bytes, str]) -> Principal:
+        """Who asks, if not too often. Whoever can't say it is counted by the address: also a token that is guessed."""
+        try:
+            principal = await self._principal(scope, headers)
+        except (Bad, Refused):
+            await self._count(scope, send, NOBODY)
+            raise
+        if not _is_open(scope):
+            await self._count(scope, send, principal)
+        return principal
+
+    async def _count(self, scope: Scope, send: "_Sender", principal: Principal) -> None:
+        if self._limits is None:
+            return
+        if principal == NOBODY:
+            standing = await self._limits.count(self._anonymous, counted.caller(scope.get("client")))
+        else:
+            standing = await self._limits.count(bucket(scope.get("method", "GET"), scope["path"], _raw_path(scope)), principal.id)
+        send.add(counted.headers(standing))
+        if not standing.allowed:
+            raise counted.refusal(standing)
+
     async def _principal(self, scope: Scope, headers: dict[bytes, str]) -> Principal:
-        path = scope["path"].rstrip("/") or "/"
+        path = _path(scope)
         if scope.get("method") == "POST" and path in DOORS:
             return NOBODY
         if (token := _token(scope, headers)) is not None:
             return await self._who(token)
         if self._local:
             return LOCAL
-        if scope.get("method") == "GET" and (path in OPEN or path.startswith("/static/")):
+        if _is_open(scope):
             return NOBODY
         raise Refused(401, "A token is needed: send it as Authorization: Bearer <token>")
 
@@ -151,13 +180,14 @@ class _Sender:
         self.first_byte = 0.0
         self._ended = False
 
+    def add(self, headers: list[tuple[bytes, bytes]]) -> None:
+        self._headers += headers
+
     async def __call__(self, message: dict[str, Any]) -> None:
-        if message["type"] == "websocket.http.response.start":
-            self.status = message["status"]
-        elif message["type"] == "websocket.accept":
+        if message["type"] == "websocket.accept":
             self.status, self.first_byte = 101, time.perf_counter()
             message["headers"] = [*message.get("headers", []), *self._headers]
-        elif message["type"] == "http.response.start":
+        elif message["type"] in ("http.response.start", "websocket.http.response.start"):
             self.status = message["status"]
             self.first_byte = time.perf_counter()
             own = {name for name, _ in self._headers if name != b"vary"}
@@ -182,14 +212,25 @@ async def answer(scope: Scope, send: Any, problem: Problem) -> None:
 
 def dressed(scope: Any, problem: Problem) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Status, body and headers in the family's form."""
-    raw_path = (scope.get("raw_path") or scope["path"].encode()).split(b"?")[0].decode("latin-1")
-    dress = family(scope["path"], raw_path)
-    status, body = dress(msgspec.structs.replace(problem, request_id=scope.get("request_id", "")))
+    status, body = family(scope["path"], _raw_path(scope)).dress(msgspec.structs.replace(problem, request_id=scope.get("request_id", "")))
     kind = "application/problem+json" if "title" in body else "application/json"
     headers = {**problem.headers, "content-type": kind}
     if status == 401:
         headers["www-authenticate"] = "Bearer"
     return status, body, headers
+
+
+def _is_open(scope: Scope) -> bool:
+    path = _path(scope)
+    return scope.get("method") == "GET" and (path in OPEN or path.startswith("/static/"))
+
+
+def _path(scope: Scope) -> str:
+    return scope["path"].rstrip("/") or "/"
+
+
+def _raw_path(scope: Any) -> str:
+    return (scope.get("raw_path") or scope["path"].encode()).split(b"?")[0].decode("latin-1")
 
 
 def _token(scope: Scope, headers: dict[bytes, str]) -> str | None:

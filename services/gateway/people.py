@@ -4,10 +4,12 @@ import argparse
 import getpass
 import sys
 from collections.abc import Awaitable, Callable
+from uuid import uuid4
 
 from libs.config import Refused
 from services.gateway.accounts import Accounts
 from services.gateway.domain.account import ROLES
+from services.gateway.domain.credit import MOST, Grant
 from services.gateway.domain.errors import DomainError
 from services.gateway.domain.user import ChangeRole, DeleteUser, User
 from services.gateway.views import users
@@ -26,7 +28,7 @@ def arguments(orders: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     parser = orders.add_parser(
         "users", help="add, list and change users", description=__doc__, epilog=HELP, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    actions = parser.add_subparsers(dest="action", required=True, metavar="{add,list,password,role,delete}")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="{add,list,password,role,grant,delete}")
     add = actions.add_parser("add", help="add a user")
     add.add_argument("username")
     add.add_argument("--email", required=True)
@@ -38,6 +40,10 @@ def arguments(orders: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
     role = actions.add_parser("role", help="change what a user may do")
     role.add_argument("username")
     role.add_argument("role", choices=ROLES)
+    grant = actions.add_parser("grant", help="grant credits to a user")
+    grant.add_argument("username")
+    grant.add_argument("amount", type=_amount)
+    grant.add_argument("--reason", default="")
     delete = actions.add_parser("delete", help="delete a user; what is in the workspace stays")
     delete.add_argument("username")
 
@@ -61,6 +67,10 @@ async def do(order: argparse.Namespace, accounts: Accounts, listed: Callable[[],
                 user = await _known(accounts, order.username)
                 await accounts.run(ChangeRole(user_id=user.id, role=order.role), actor=OPERATOR)
                 tell(f"{user.username} is {order.role} now")
+            case "grant":
+                user = await _known(accounts, order.username)
+                granted = await accounts.run(Grant(user_id=user.id, grant_id=str(uuid4()), amount=order.amount, reason=order.reason), actor=OPERATOR)
+                tell(f"{user.username} has {granted.state.balance} credits now")
             case "delete":
                 user = await _known(accounts, order.username)
                 await accounts.run(DeleteUser(user_id=user.id), actor=OPERATOR)
@@ -73,6 +83,12 @@ async def _known(accounts: Accounts, username: str) -> User:
     if (user := await accounts.named(username)) is None:
         raise Refused(f"There is no user '{username}'")
     return user
+
+
+def _amount(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MOST:
+        raise argparse.ArgumentTypeError(f"1 to {MOST} credits can be granted at once")
+    return int(text)
 
 
 def _password() -> str:

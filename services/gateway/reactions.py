@@ -6,22 +6,42 @@ from datetime import timedelta
 
 import asyncpg
 
-from libs.events import ProjectDeleted, ProjectFileDeleted, Recorded
+from libs.events import (
+    Address,
+    Event,
+    JobCreated,
+    Origin,
+    PreparationCancelled,
+    PreparationFailed,
+    ProjectDeleted,
+    ProjectFileDeleted,
+    Recorded,
+    TrainingCancelled,
+    TrainingCompleted,
+    TrainingFailed,
+    decode,
+    kind,
+)
 from libs.events.log import EventLog, Unavailable
 from libs.runtime.broker import Broker, react
 from libs.storage import Storage, StorageDown
+from services.gateway.commands import Commands
+from services.gateway.domain.credit import Settle, settlement
+from services.gateway.domain.errors import Conflicted
 from services.gateway.views import leases, objects
 from services.gateway.views.database import DOWN
 from services.gateway.views.progress import Progress
 
 log = logging.getLogger(__name__)
 
+ENDS: tuple[type[Event], ...] = (PreparationFailed, PreparationCancelled, TrainingCompleted, TrainingFailed, TrainingCancelled)
+"""Of jobs that may have a price."""
 SWEEP_EVERY = 3600.0
 CAUGHT_UP = 10.0
 """Seconds that a sweep waits for the views: while people work they are always a moment behind."""
 
 
-def subscribe(broker: Broker, storage: Storage) -> None:
+def subscribe(broker: Broker, storage: Storage, event_log: EventLog, commands: Commands) -> None:
     async def remove_project(recorded: Recorded) -> None:
         """What nobody can reach any more needs no room."""
         assert isinstance(recorded.event, ProjectDeleted)
@@ -33,8 +53,39 @@ def subscribe(broker: Broker, storage: Storage) -> None:
         await storage.delete([recorded.event.key])
         await storage.delete_folder(f"{recorded.tenant}/{recorded.event.job_id}")
 
+    async def settle(recorded: Recorded) -> None:
+        """Whether a worker had begun is asked of the log. The purse's guard lets one settlement through, whoever delivers this again."""
+        job_id = recorded.subject.rsplit(".", 1)[1]
+        job = await _first(event_log, recorded, Address(tenant=recorded.tenant, category="job", key=(job_id,)).under("created"))
+        created = job.event if job else None
+        if not isinstance(created, JobCreated) or not created.payer:
+            return
+        if not await commands.visible(recorded.seq, patience=CAUGHT_UP):
+            raise Unavailable(f"the views don't show the end of job {job_id} yet")  # nor, perhaps, what was put aside for it
+        begun = await _first(event_log, recorded, Address(tenant=recorded.tenant, category="training", key=(job_id,)).under("started"))
+        spent, reason = settlement(recorded.event, begun=begun is not None)
+        origin = Origin(tenant=created.payer, correlation=recorded.envelope.correlationid, causation=recorded.id, traceparent=recorded.envelope.traceparent)
+        try:
+            await commands.run(Settle(user_id=created.payer, job_id=job_id, spent=spent, reason=reason), origin=origin)
+        except (Conflicted, *DOWN) as error:
+            raise Unavailable(f"credits of job {job_id}: {str(error) or type(error).__name__}") from error
+
+    for end in ENDS:
+        react(broker, end, durable=f"gateway-settle-{kind(end).replace('.', '-')}", to=settle, give_up=_never)
     react(broker, ProjectDeleted, durable="gateway-remove-project", to=remove_project, give_up=_left_to_the_sweep)
     react(broker, ProjectFileDeleted, durable="gateway-remove-file", to=remove_file, give_up=_left_to_the_sweep)
+
+
+async def _first(event_log: EventLog, before: Recorded, subject: str) -> Recorded | None:
+    """The first fact of a subject, if there is one before this one."""
+    async for raw in event_log.scan_to(subject, last=before.seq):
+        return decode(raw.data, seq=raw.seq, subject=raw.subject)
+    return None
+
+
+async def _never(recorded: Recorded, error: Exception) -> None:
+    """Money is not left lying: it comes again until it is settled."""
+    raise error
 
 
 async def _left_to_the_sweep(recorded: Recorded, error: Exception) -> None:

@@ -6,8 +6,10 @@ from typing import Any
 import asyncpg
 
 from libs.events import Address, story
-from services.gateway.commands import Room
-from services.gateway.domain import example, jobs, project, user, webhook
+from services.gateway.commands import Beside, Room
+from services.gateway.domain import bus, credit, example, jobs, project, quota, user, webhook, workspace
+from services.gateway.domain.bus import BusAccess, CreateCredential, RevokeCredential
+from services.gateway.domain.credit import Grant, Purse, Settle
 from services.gateway.domain.example import DeleteExample, Example
 from services.gateway.domain.jobs import CancelJob, Job
 from services.gateway.domain.project import (
@@ -21,6 +23,7 @@ from services.gateway.domain.project import (
     ResolveModel,
     StartTraining,
 )
+from services.gateway.domain.quota import Quota, Starter
 from services.gateway.domain.user import ChangePassword, ChangeRole, CreateKey, DeleteUser, LogIn, LogOut, RevokeKey, User
 from services.gateway.domain.webhook import (
     ChangeWebhook,
@@ -32,11 +35,15 @@ from services.gateway.domain.webhook import (
     ReportDelivered,
     Webhook,
 )
+from services.gateway.domain.workspace import AddMember, ChangeMember, RemoveMember, Workspace
+from services.gateway.views import bus as bus_views
+from services.gateway.views import credits as credit_views
 from services.gateway.views import examples as example_views
 from services.gateway.views import jobs as job_views
 from services.gateway.views import projects as project_views
 from services.gateway.views import users as user_views
 from services.gateway.views import webhooks as webhook_views
+from services.gateway.views import workspaces as workspace_views
 
 
 def rooms(db: asyncpg.Pool) -> list[Room[Any]]:
@@ -51,6 +58,26 @@ def rooms(db: asyncpg.Pool) -> list[Room[Any]]:
             load=partial(project_views.load, db),
             evolve=project.evolve,
             decide=project.decide,
+            beside=lambda command: _money_and_place(command.starter) if isinstance(command, StartTraining) else (),
+        ),
+        Room(
+            category="credit",
+            state=Purse,
+            commands=(Grant, Settle),
+            endings=(Settle,),
+            key=lambda command: (command.user_id,),
+            load=partial(credit_views.purse, db),
+            evolve=credit.evolve,
+            decide=credit.decide,
+        ),
+        Room(
+            category="quota",
+            state=Quota,
+            commands=(),
+            key=lambda command: (command.user_id,),
+            load=partial(credit_views.quota, db),
+            evolve=quota.evolve,
+            decide=lambda *_: [],
         ),
         Room(
             category="job",
@@ -84,6 +111,26 @@ def rooms(db: asyncpg.Pool) -> list[Room[Any]]:
             decide=webhook.decide,
         ),
         Room(
+            category="workspace",
+            state=Workspace,
+            commands=(AddMember, ChangeMember, RemoveMember),
+            endings=(RemoveMember,),
+            key=lambda command: (command.workspace_id,),
+            load=partial(workspace_views.load, db),
+            evolve=workspace.evolve,
+            decide=workspace.decide,
+        ),
+        Room(
+            category="bus",
+            state=BusAccess,
+            commands=(CreateCredential, RevokeCredential),
+            endings=(RevokeCredential,),
+            key=lambda command: (command.user_id,),
+            load=partial(bus_views.load, db),
+            evolve=bus.evolve,
+            decide=bus.decide,
+        ),
+        Room(
             category="user",
             state=User,
             commands=(LogIn, LogOut, ChangePassword, ChangeRole, CreateKey, RevokeKey, DeleteUser),
@@ -94,6 +141,13 @@ def rooms(db: asyncpg.Pool) -> list[Room[Any]]:
             decide=user.decide,
         ),
     ]
+
+
+def _money_and_place(starter: Starter) -> tuple[Beside, ...]:
+    """Of who starts something, in his own workspace."""
+    if not starter.user_id:
+        return ()
+    return tuple(Beside(kind=kind, tenant=starter.user_id, key=(starter.user_id,)) for kind in (Purse, Quota))
 
 
 def _story(where: Address) -> str:

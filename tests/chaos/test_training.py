@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -48,7 +49,10 @@ HYPERPARAMS = {
 }
 """With dropout a run that goes on needs the very state of its random numbers."""
 ENDLESS = {"max_steps": 1_000_000, "num_epochs": 100}
-AWAY = 15.0
+LONG = "LONG_FAULTS" in os.environ
+"""`make chaos` has the time; a test for every change has not."""
+AWAY, ASLEEP = (60.0, 15.0) if LONG else (15.0, 0.0)
+"""Seconds, at least, without the store, and that a service sleeps."""
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +124,9 @@ async def test_whoever_trains_may_be_killed_or_sleep(yard: Yard, undisturbed: Tr
 
     service = await yard.at_work()
     service.pause()
+    slept_at = time.monotonic()
     await yard.progressed(job, attempt=5)
+    await asyncio.sleep(max(0, slept_at + ASLEEP - time.monotonic()))
     assert await yard.ends(job) == []  # or it would wake up too late to do any harm
     service.resume()
 

@@ -65,7 +65,7 @@ def _ends_with_slash(item: dict[str, Any]) -> bool:
 def _refusal(path: str) -> dict[str, Any]:
     """With an example as the family's own code words it."""
     example = Problem(status=422, code="validation_error", message="name: This field is required", fields=[Field("name", "This field is required")])
-    _, body = family(path, path)(example)
+    _, body = family(path, path).dress(example)
     return {"description": "Refused: nothing was changed", "content": {"application/json": {"schema": {"type": "object"}, "example": body}}}
 
 

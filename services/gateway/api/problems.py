@@ -13,6 +13,7 @@ from libs.events.log import Full, Unavailable
 from libs.storage import Missing, StorageDown
 from services.gateway.accounts import WrongCredentials
 from services.gateway.attempts import TooMany
+from services.gateway.bus_access import NoIssuer
 from services.gateway.domain import errors
 from services.gateway.passwords import Busy
 from services.gateway.tokens import Bad
@@ -44,10 +45,21 @@ STATUS: dict[type[errors.DomainError], int] = {
     errors.EmailTaken: 409,
     errors.PasswordChangedMeanwhile: 409,
     errors.TooManyKeys: 409,
+    errors.TooManyBusCredentials: 409,
+    errors.RoleMissing: 403,
+    errors.AlreadyMember: 409,
+    errors.OwnerStays: 409,
+    errors.TooManyMembers: 409,
+    errors.TooManyMemberships: 409,
+    errors.UnknownUser: 422,
+    errors.TooManyWebhooks: 409,
+    errors.InsufficientCredits: 402,
+    errors.TooManyActiveJobs: 429,
 }
 CODES = {
     400: "bad_request",
     401: "unauthorized",
+    402: "insufficient_credits",
     403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
@@ -112,6 +124,9 @@ def problem(error: Exception) -> Problem:
         case Busy():
             message = "Too many people are logging in at once: try again in a moment"
             return Problem(status=503, code="service_unavailable", message=message, headers={"Retry-After": "2"})
+        case NoIssuer():
+            message = "TRAINYARD_NATS_ISSUER_SEED is not set: without it the gateway can let nobody onto the bus. Ask the operator"
+            return Problem(status=503, code="no_issuer", message=message)
         case NotStorable():
             return _invalid(str(error), named=str(error))
         case RecursionError():

@@ -15,6 +15,10 @@ from libs import telemetry
 from libs.events import Origin, uuid7
 from services.gateway.api.problems import Refused
 from services.gateway.commands import Outcome
+from services.gateway.domain.errors import NotFound, RoleMissing
+from services.gateway.domain.user import Principal
+from services.gateway.domain.workspace import CHANGE, READ, Power, may
+from services.gateway.places import KINDS, Places
 
 Offset = Annotated[int, QueryParameter(ge=0, le=10_000_000)]
 Limit = Annotated[int, QueryParameter(ge=1, le=1000)]
@@ -23,16 +27,53 @@ _NAMESPACE = uuid.UUID("6f1c2f0e-7d0e-5f1b-9a44-0b6c3c1f7e55")
 _ETAG = re.compile(r'(?:W/)?"?(\d{1,18})"?')
 _KEY = re.compile(r"[\x20-\x7e]{1,255}")
 
+_PLACE = "workspace"
+
 AnyRequest = Request[Any, Any, Any]
 
 
-def origin(request: AnyRequest) -> Origin:
-    principal = request.scope["principal"]  # pyright: ignore[reportTypedDictNotRequiredAccess, reportGeneralTypeIssues]  # put there by the edge
-    return Origin(tenant=principal.tenant, actor=principal.id, correlation=str(uuid.uuid4()), traceparent=telemetry.traceparent())
+async def find(request: AnyRequest, places: Places) -> None:
+    """Before any route: in which workspace the thing in its path is, and whether the caller's role there is enough. Who is in no other pays nothing for it."""
+    principal = caller(request)
+    if not principal.workspaces:
+        return
+    for name, id in request.path_params.items():
+        if kind := KINDS.get(name):
+            place = await places.of(kind, str(id), principal)
+            need(principal, place, kind.reading if request.method == "GET" else kind.changing)
+            request.scope[_PLACE] = place  # pyright: ignore[reportGeneralTypeIssues]
+            return
 
 
-def tenant(request: AnyRequest) -> str:
-    return origin(request).tenant
+def caller(request: AnyRequest) -> Principal:
+    return request.scope["principal"]  # pyright: ignore[reportTypedDictNotRequiredAccess, reportGeneralTypeIssues]  # put there by the edge
+
+
+def tenant(request: AnyRequest, *, needs: Power | None = None) -> str:
+    """The workspace of the thing in the path; for something new the one that X-Workspace names, or else the caller's own."""
+    if (found := request.scope.get(_PLACE)) is not None:
+        return found  # pyright: ignore[reportReturnType]
+    principal = caller(request)
+    place = _named(request) or principal.tenant
+    need(principal, place, needs or (READ if request.method == "GET" else CHANGE))
+    return place
+
+
+def need(principal: Principal, place: str, power: Power) -> None:
+    """A workspace that somebody is not in is not there for him."""
+    if (role := principal.role_in(place)) is None:
+        raise NotFound(what="Workspace", id=place)
+    if not may(role, power):
+        raise RoleMissing(role=role, needs=power)
+
+
+def tenants(request: AnyRequest) -> list[str]:
+    """The workspaces that a list is of: all that the caller is in, or the one that X-Workspace names."""
+    return [tenant(request)] if _named(request) else caller(request).everywhere
+
+
+def origin(request: AnyRequest, *, needs: Power | None = None, place: str = "") -> Origin:
+    return Origin(tenant=place or tenant(request, needs=needs), actor=caller(request).id, correlation=str(uuid.uuid4()), traceparent=telemetry.traceparent())
 
 
 def new_id(request: AnyRequest) -> str:
@@ -42,7 +83,9 @@ def new_id(request: AnyRequest) -> str:
         return uuid7(time.time_ns() // 1_000_000, os.urandom(10))
     if not _KEY.fullmatch(key):
         raise Refused(400, "Idempotency-Key must be 1 to 255 printable ASCII characters")
-    return str(uuid.uuid5(_NAMESPACE, "\n".join((origin(request).actor, request.url.path, key))))
+    principal, place = caller(request), tenant(request)
+    elsewhere = [] if place == principal.tenant else [place]
+    return str(uuid.uuid5(_NAMESPACE, "\n".join((principal.id, request.url.path, key, *elsewhere))))
 
 
 def fingerprint(body: object) -> str:
@@ -67,3 +110,11 @@ def answered(outcome: Outcome[Any], body: Any, *, status: int, location: str = "
     if not outcome.visible:
         headers["X-Event-Seq"] = str(outcome.seq)
     return Response(body, status_code=status, headers=headers)
+
+
+def _named(request: AnyRequest) -> str:
+    """Looked up by hand: to read all headers into a mapping costs more than many a request."""
+    for name, value in request.scope["headers"]:
+        if name == b"x-workspace":
+            return value.decode("latin-1").strip().lower()
+    return ""

@@ -7,6 +7,7 @@ import uuid
 import msgspec
 
 from libs.events import Event, NameClaimed, NameReleased, Recorded, UserRegistered, WorkspaceCreated
+from services.gateway.domain import credit
 from services.gateway.domain.errors import EmailNotValid, EmailTaken, UsernameNotValid, UsernameTaken, WeakPassword
 
 USERNAME, EMAIL = "user", "email"
@@ -32,6 +33,7 @@ class Register(msgspec.Struct, frozen=True, kw_only=True):
     full_name: str
     password_hash: str
     role: str = "user"
+    credits: int = 0
 
 
 def check(*, username: str, email: str, password: str) -> None:
@@ -94,4 +96,5 @@ def register(wanted: Register, *, username_held_by: str, email_held_by: str) -> 
             role=wanted.role,
         ),
         WorkspaceCreated(workspace_id=wanted.user_id, owner_id=wanted.user_id),
+        *credit.welcome(wanted.user_id, wanted.credits),
     ]

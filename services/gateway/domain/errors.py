@@ -131,6 +131,57 @@ class PasswordChangedMeanwhile(DomainError):
     message = "The password was changed meanwhile"
 
 
+class InsufficientCredits(DomainError):
+    code = "insufficient_credits"
+    message = "This costs {price} credits and you have {balance}: {missing} are missing"
+
+
+class TooManyActiveJobs(DomainError):
+    code = "too_many_active_jobs"
+    message = "{most} of your jobs are queued or running, which is the most: wait for one to end, or stop one"
+
+
 class TooManyKeys(DomainError):
     code = "too_many_keys"
     message = "{most} keys are the most: revoke one first"
+
+
+class TooManyBusCredentials(DomainError):
+    code = "too_many_bus_credentials"
+    message = "{most} credentials for the bus are the most: revoke one first"
+
+
+class RoleMissing(DomainError):
+    code = "role_missing"
+    message = "This takes more than your role in the workspace ({role}) allows: ask its owner"
+
+
+class AlreadyMember(DomainError):
+    code = "already_member"
+    message = "This user is in the workspace already ({role}): change the role instead"
+
+
+class OwnerStays(DomainError):
+    code = "owner_stays"
+    message = "The owner of a workspace always is in it, and as its owner"
+
+
+class TooManyMembers(DomainError):
+    code = "too_many_members"
+    message = "{most} members are the most: remove one first"
+
+
+class TooManyMemberships(DomainError):
+    code = "too_many_memberships"
+    message = "This user is in {most} workspaces of others already, which are the most"
+
+
+class UnknownUser(DomainError):
+    code = "unknown_user"
+    message = "There is no user of this name"
+    field = "username"
+
+
+class TooManyWebhooks(DomainError):
+    code = "too_many_webhooks"
+    message = "{most} endpoints are the most in a workspace: delete one first"

@@ -24,6 +24,7 @@ from libs.events import (
     Source,
     TrainInputs,
 )
+from services.gateway.domain.credit import Purse
 from services.gateway.domain.errors import (
     FileBusy,
     IdempotencyKeyReused,
@@ -37,6 +38,7 @@ from services.gateway.domain.errors import (
     TrainingAlreadyRunning,
 )
 from services.gateway.domain.jobs import EXPORT, INGEST, STAGES, TRAIN
+from services.gateway.domain.quota import Quota, Starter, charged
 
 MB = 1024 * 1024
 DATASET = "dataset_upload"
@@ -130,6 +132,7 @@ class StartTraining(msgspec.Struct, frozen=True, kw_only=True):
     hyperparams: dict[str, Any] = {}
     smoke: bool = False
     request: str = ""
+    starter: Starter = Starter()
 
 
 class ExportRun(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,7 +189,8 @@ def _at_work(project: Project, job: str) -> Project:
     return msgspec.structs.replace(project, active_jobs=project.active_jobs | {job}, works=project.works | {job})
 
 
-def decide(project: Project | None, command: Command) -> list[Event]:
+def decide(project: Project | None, command: Command, purse: Purse | None = None, quota: Quota | None = None) -> list[Event]:
+    """`purse` and `quota` are those of who starts a training."""
     if isinstance(command, CreateProject):
         return _create(project, command)
     if project is None or project.deleted:
@@ -207,7 +211,7 @@ def decide(project: Project | None, command: Command) -> list[Event]:
         case ResolveModel():
             return _resolve(project, command)
         case StartTraining():
-            return _train(project, command)
+            return _train(project, command, purse, quota)
         case ExportRun():
             return _export(project, command)
 
@@ -285,7 +289,7 @@ def _resolve(project: Project, command: ResolveModel) -> list[Event]:
     ]
 
 
-def _train(project: Project, command: StartTraining) -> list[Event]:
+def _train(project: Project, command: StartTraining, purse: Purse | None, quota: Quota | None) -> list[Event]:
     if command.job_id in project.works:
         return []  # the same request again
     if project.run in project.active_jobs:
@@ -297,6 +301,7 @@ def _train(project: Project, command: StartTraining) -> list[Event]:
     if not (sources := _sources(project)):
         raise NoTrainingData(project_id=project.id)
     base = {"base_model": project.base_model_id, "revision": project.revision, "method": command.method, "smoke": command.smoke}
+    besides = charged(command.starter, purse, quota, job_id=command.job_id)
     tuning = msgspec.convert({"max_seq_length": _row_length(project)} | command.hyperparams | base, FineTune)
     job = JobCreated(
         job_id=command.job_id,
@@ -306,8 +311,10 @@ def _train(project: Project, command: StartTraining) -> list[Event]:
         inputs=msgspec.to_builtins(TrainInputs(project_id=project.id, sources=sources)),
         spec=msgspec.to_builtins(tuning),
         request=command.request,
+        payer=command.starter.payer,
+        price=command.starter.price,
     )
-    return [ProjectRunStarted(project_id=project.id, job_id=command.job_id), job]
+    return [ProjectRunStarted(project_id=project.id, job_id=command.job_id), *besides, job]
 
 
 def _sources(project: Project) -> list[Source]:

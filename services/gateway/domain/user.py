@@ -19,18 +19,28 @@ from libs.events import (
 )
 from services.gateway.domain.account import EMAIL, USERNAME, name_id
 from services.gateway.domain.errors import NotFound, PasswordChangedMeanwhile, TooManyKeys
+from services.gateway.domain.workspace import OWNER
 
 SESSIONS, KEYS = 20, 50
 """Most that a user has at once. One more login ends the oldest session; one more key is refused."""
 
 
 class Principal(msgspec.Struct, frozen=True, kw_only=True):
-    """Who asks, and in whose workspace. `credential` is the session or key that lets him in; the owner of this machine needs none."""
+    """Who asks. `tenant` is his own workspace; `credential` is the session or key that lets him in; the owner of this machine needs none."""
 
     id: str
     tenant: str
     role: str
     credential: str = ""
+    workspaces: dict[str, str] = {}
+    """Those of others that he is in, and as what."""
+
+    @property
+    def everywhere(self) -> list[str]:
+        return [self.tenant, *self.workspaces]
+
+    def role_in(self, workspace: str) -> str | None:
+        return OWNER if workspace == self.tenant else self.workspaces.get(workspace)
 
 
 LOCAL = Principal(id="local", tenant="local", role="admin")

@@ -18,13 +18,11 @@ from libs.events import (
     WebhookTestRequested,
     WebhookUpdated,
 )
-from libs.events.subjects import SECRET_CATEGORIES
-from services.gateway.domain.errors import IdempotencyKeyReused, NotFound, UnknownEvents, WebhookInactive
+from libs.events.subjects import PRIVATE_CATEGORIES
+from services.gateway.domain.errors import IdempotencyKeyReused, NotFound, TooManyWebhooks, UnknownEvents, WebhookInactive
 
 CONTRACT = ("training.started", "training.progress", "training.completed", "training.failed", "dataset.processed")
 """The names that deep-learning-platform's document has."""
-PRIVATE = SECRET_CATEGORIES | {"user", "credit", "webhook"}
-"""Categories that nobody outside is told of."""
 
 
 class Webhook(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +53,9 @@ class CreateWebhook(msgspec.Struct, frozen=True, kw_only=True):
     format: str
     description: str
     request: str
+    others: int = 0
+    """Endpoints that the workspace has already, as the view says: those that are being made at the same moment aren't among them."""
+    most: int = 100
 
 
 class ChangeWebhook(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,6 +161,8 @@ def decide(webhook: Webhook | None, command: Command) -> list[Event]:
 def _create(webhook: Webhook | None, command: CreateWebhook) -> list[Event]:
     _need_known(command.events, command.format)
     if webhook is None:
+        if command.others >= command.most:
+            raise TooManyWebhooks(most=command.most)
         return [
             WebhookCreated(
                 webhook_id=command.webhook_id,
@@ -187,7 +190,7 @@ def _change(webhook: Webhook, command: ChangeWebhook) -> list[Event]:
 
 
 def _need_known(patterns: list[str], format: str) -> None:
-    names = CONTRACT if format == "contract" else [name for name in EVENTS if name.split(".")[0] not in PRIVATE]
+    names = CONTRACT if format == "contract" else [name for name in EVENTS if name.split(".")[0] not in PRIVATE_CATEGORIES]
     if unknown := [pattern for pattern in patterns if not any(fnmatchcase(name, pattern) for name in names)]:
         raise UnknownEvents(patterns=", ".join(unknown), format=format, names=", ".join(sorted(names)))
 

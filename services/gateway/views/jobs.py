@@ -49,6 +49,7 @@ jobs = Table(
     Column("kind", Text, nullable=False),
     Column("stages", JSON, nullable=False),
     Column("inputs", JSON, nullable=False),
+    Column("started_by", Text, nullable=False),
     Column("stage", Text, nullable=False),
     Column("phase", Text, nullable=False),
     Column("status", Text, Computed(STATUS, persisted=True)),
@@ -63,6 +64,7 @@ jobs = Table(
     Column("version", BigInteger, nullable=False),
     Index("jobs_of_project", "project_id", "created_at", "id"),
     Index("jobs_newest", "tenant", "created_at", "id"),
+    Index("jobs_trained_by", "started_by", postgresql_where="kind = 'train'"),
 )
 
 SEEN.append("""create view jobs_seen as
@@ -91,6 +93,7 @@ def project(recorded: Recorded) -> Iterator[Operation]:
                     "kind": event.kind,
                     "stages": event.stages,
                     "inputs": event.inputs,
+                    "started_by": recorded.envelope.actor,
                     "stage": "",
                     "phase": "",
                     "cancel_requested": False,

@@ -13,7 +13,7 @@ from prometheus_client import Counter, Gauge
 
 from libs.events import PreparationProduced, Recorded, Unreadable, decode
 from libs.events.log import EventLog, Misconfigured, Position, RawFact, Unavailable
-from services.gateway.views import examples, jobs, leases, objects, projects, runs, users, webhooks
+from services.gateway.views import bus, credits, examples, jobs, leases, objects, projects, runs, users, webhooks, workspaces
 from services.gateway.views.database import DOWN, LIVE, UNFIT, connection
 from services.gateway.views.progress import Step, Tell
 from services.gateway.views.rows import Batch, Operation
@@ -33,6 +33,9 @@ PROJECTIONS: tuple[Callable[[Recorded], Iterator[Operation]], ...] = (
     objects.project,
     users.project,
     webhooks.project,
+    workspaces.project,
+    bus.project,
+    credits.project,
 )
 
 _projected = Counter("trainyard_projected_facts_total", "Facts written into the views by this process")

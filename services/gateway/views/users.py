@@ -125,31 +125,45 @@ async def get(db: asyncpg.Pool, user_id: str) -> Row | None:
     return Row(**row) if row else None
 
 
-async def page(db: asyncpg.Pool, *, only: str | None = None, limit: int, offset: int = 0) -> tuple[list[Row], int]:
-    """The oldest first, with the number of all. `only`: this one at most."""
-    rows = await db.fetch(
-        f"select {_SEEN} from users where $1::text is null or id = $1 order by created_at, id limit $2 offset $3",
-        only,
-        limit,
-        offset,
-    )
-    total = await db.fetchval("select count(*) from users where $1::text is null or id = $1", only)
-    return [Row(**row) for row in rows], total
+async def page(db: asyncpg.Pool, *, within: list[str] | None = None, limit: int, offset: int = 0) -> tuple[list[Row], int]:
+    """The oldest first, with the number of all. `within`: only who is in one of these workspaces; each has its owner's id."""
+    among = "$1::text[] is null or id = any($1) or id in (select user_id from memberships where workspace_id = any($1))"
+    rows = await db.fetch(f"select {_SEEN} from users where {among} order by created_at, id limit $2 offset $3", within, limit, offset)
+    return [Row(**row) for row in rows], await db.fetchval(f"select count(*) from users where {among}", within)
 
 
 async def by_session(db: asyncpg.Pool, user_id: str, session_id: str) -> tuple[Principal, Session] | None:
     row = await db.fetchrow(
-        "select u.role, s.sha256, s.expires_at from sessions s join users u on u.id = s.user_id where s.id = $2 and u.id = $1", user_id, session_id
+        f"select u.role, s.sha256, s.expires_at, {_WORKSPACES} from sessions s join users u on u.id = s.user_id where s.id = $2 and u.id = $1",
+        user_id,
+        session_id,
     )
     if row is None:
         return None
-    return Principal(id=user_id, tenant=user_id, role=row["role"], credential=session_id), Session(sha256=row["sha256"], expires_at=row["expires_at"])
+    principal = Principal(id=user_id, tenant=user_id, role=row["role"], credential=session_id, workspaces=_roles(row["workspaces"]))
+    return principal, Session(sha256=row["sha256"], expires_at=row["expires_at"])
 
 
 async def by_key(db: asyncpg.Pool, user_id: str, key_id: str) -> tuple[Principal, str] | None:
     """Who enters with it, and its hash."""
-    row = await db.fetchrow("select u.role, k.sha256 from api_keys k join users u on u.id = k.user_id where k.id = $2 and u.id = $1", user_id, key_id)
-    return (Principal(id=user_id, tenant=user_id, role=row["role"], credential=key_id), row["sha256"]) if row else None
+    row = await db.fetchrow(
+        f"select u.role, k.sha256, {_WORKSPACES} from api_keys k join users u on u.id = k.user_id where k.id = $2 and u.id = $1", user_id, key_id
+    )
+    if row is None:
+        return None
+    return Principal(id=user_id, tenant=user_id, role=row["role"], credential=key_id, workspaces=_roles(row["workspaces"])), row["sha256"]
+
+
+_WORKSPACES = "(select json_object_agg(m.workspace_id, m.role) from memberships m where m.user_id = u.id) as workspaces"
+
+
+async def workspaces_of(db: asyncpg.Pool, user_id: str) -> dict[str, str]:
+    """Those of others, with the role in each."""
+    return dict(await db.fetch("select workspace_id, role from memberships where user_id = $1", user_id))
+
+
+def _roles(found: Any) -> dict[str, str]:
+    return msgspec.json.decode(found, type=dict[str, str]) if found else {}
 
 
 async def load(db: asyncpg.Pool, tenant: str, user_id: str) -> tuple[User | None, int]:

@@ -151,7 +151,11 @@ async def get(db: asyncpg.Pool, tenant: str, webhook_id: str) -> Row | None:
 
 async def page(db: asyncpg.Pool, tenant: str, *, limit: int, offset: int) -> tuple[list[Row], int]:
     rows = await db.fetch(_SEEN + " where w.tenant = $1 order by w.created_at desc, w.id desc limit $2 offset $3", tenant, limit, offset)
-    return [Row(**row) for row in rows], await db.fetchval("select count(*) from webhooks where tenant = $1", tenant)
+    return [Row(**row) for row in rows], await count(db, tenant)
+
+
+async def count(db: asyncpg.Pool, tenant: str) -> int:
+    return await db.fetchval("select count(*) from webhooks where tenant = $1", tenant)
 
 
 async def deliveries(db: asyncpg.Pool, webhook_id: str, *, state: str | None, before: int, limit: int) -> list[Delivery]:

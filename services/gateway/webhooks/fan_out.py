@@ -16,7 +16,7 @@ from libs.events import (
     WebhookTestRequested,
     WebhookUpdated,
 )
-from services.gateway.domain.webhook import PRIVATE
+from libs.events.subjects import PRIVATE_CATEGORIES
 from services.gateway.webhooks.bodies import contract_name, decile
 
 MARK = "webhooks"
@@ -51,7 +51,7 @@ async def again(session: "asyncpg.Connection | PoolConnectionProxy", endpoint: s
 
 def _candidate(recorded: Recorded) -> Candidate | None:
     category = recorded.envelope.type.split(".", 1)[0]
-    if recorded.event is None or category in PRIVATE:
+    if recorded.event is None or category in PRIVATE_CATEGORIES:
         return None
     name, kind = contract_name(recorded)
     return (recorded.seq, recorded.tenant, recorded.envelope.type, name, getattr(recorded.event, "job_id", ""), kind)

@@ -63,9 +63,9 @@ async def own_user(request: AnyRequest, db: NamedDependency[asyncpg.Pool], accou
 @get("/api/v1/auth/users/", summary="An admin sees all users, others those of their workspaces")
 async def list_users(request: AnyRequest, db: NamedDependency[asyncpg.Pool], page: Page = None, limit: Limit = None, offset: Offset = None) -> Response[Any]:
     principal, wanted = person(request), window(page=page, limit=limit, offset=offset)
-    only = None if principal.role == "admin" else principal.id
-    rows, total = await users.page(db, only=only, limit=wanted.limit, offset=wanted.offset)
-    return Response(listed(request, [_out(row) for row in rows], total, wanted))
+    within = None if principal.role == "admin" else principal.everywhere
+    rows, total = await users.page(db, within=within, limit=wanted.limit, offset=wanted.offset)
+    return Response(listed(request, [_out(row, shown=row.id == principal.id) for row in rows], total, wanted))
 
 
 @get("/api/v1/auth/is_authenticated/", summary="Whether your token is good")
@@ -78,13 +78,14 @@ async def is_authenticated(request: AnyRequest) -> Authenticated:
 handlers: list[Any] = [token, own_user, list_users, is_authenticated]
 
 
-def _out(user: Any) -> UserOut:
+def _out(user: Any, *, shown: bool = True) -> UserOut:
+    """`shown`: with the address, which is for oneself only."""
     first, _, last = user.full_name.partition(" ")
     joined = user.created_at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return UserOut(
         id=user.id,
         username=user.username,
-        email=user.email,
+        email=user.email if shown else "",
         first_name=first,
         last_name=last,
         full_name=user.full_name,

@@ -18,6 +18,7 @@ from services.gateway.api.requests import AnyRequest, Limit, Offset, answered, f
 from services.gateway.commands import Commands
 from services.gateway.domain.errors import NotFound
 from services.gateway.domain.webhook import ChangeWebhook, CreateWebhook, DeleteWebhook, PingWebhook, ReplayWebhook, Webhook
+from services.gateway.domain.workspace import MANAGE
 from services.gateway.views import webhooks
 from services.gateway.webhooks.addresses import networks, why_not_url
 from services.gateway.webhooks.signing import Seal, new_secret
@@ -111,9 +112,14 @@ class Queued(msgspec.Struct, kw_only=True):
 
 @post("/webhooks", status_code=201, summary="Register an endpoint")
 async def create_webhook(
-    request: AnyRequest, data: JSONBody[WebhookNew], commands: NamedDependency[Commands], settings: NamedDependency[Gateway]
+    request: AnyRequest,
+    data: JSONBody[WebhookNew],
+    db: NamedDependency[asyncpg.Pool],
+    commands: NamedDependency[Commands],
+    settings: NamedDependency[Gateway],
 ) -> Response[WebhookOut]:
     """The answer has the secret that signs; it is not shown again. Signed as Standard Webhooks says: any of its libraries verifies it."""
+    about = origin(request, needs=MANAGE)
     seal = _seal(settings)
     _check(data.url, settings)
     id = new_id(request)
@@ -125,15 +131,17 @@ async def create_webhook(
         format=data.format,
         description=data.description,
         request=fingerprint(data),
+        others=await webhooks.count(db, about.tenant),
+        most=settings.webhooks_per_workspace,
     )
-    outcome = await commands.run(command, origin=origin(request))
+    outcome = await commands.run(command, origin=about)
     secret = seal.open(outcome.state.secret, about=id)
     return answered(outcome, _from_state(outcome.state, secret), status=201, location=f"/webhooks/{id}")
 
 
 @get("/webhooks", summary="List endpoints, newest first")
 async def list_webhooks(request: AnyRequest, db: NamedDependency[asyncpg.Pool], limit: Limit = 50, offset: Offset = 0) -> WebhookPage:
-    rows, total = await webhooks.page(db, tenant(request), limit=limit, offset=offset)
+    rows, total = await webhooks.page(db, tenant(request, needs=MANAGE), limit=limit, offset=offset)
     return WebhookPage(total=total, webhooks=[_from_row(row) for row in rows])
 
 

@@ -12,7 +12,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from services.gateway.api.finetuneflow.words import stamp, word
 from services.gateway.api.problems import Refused
-from services.gateway.api.requests import AnyRequest, Limit, Offset, answered, fingerprint, if_match, new_id, origin, tenant
+from services.gateway.api.requests import AnyRequest, Limit, Offset, answered, fingerprint, if_match, new_id, origin, tenant, tenants
 from services.gateway.commands import Commands
 from services.gateway.domain.errors import NotFound
 from services.gateway.domain.project import ChangeProject, CreateProject, DeleteProject, Project
@@ -99,7 +99,7 @@ async def list_projects(
     limit: Limit = 50,
     offset: Offset = 0,
 ) -> ProjectPage:
-    rows, total = await projects.page(db, tenant(request), status=status, limit=limit, offset=offset)
+    rows, total = await projects.page(db, tenants(request), status=status, limit=limit, offset=offset)
     return ProjectPage(items=[_from_row(row) for row in rows], total=total, limit=limit, offset=offset)
 
 

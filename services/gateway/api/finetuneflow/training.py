@@ -16,6 +16,7 @@ from litestar.params import FromPath, JSONBody
 from libs.config import Gateway
 from libs.events import Address, FineTune, JobCreated, decode
 from libs.events.log import EventLog
+from services.gateway.api.charges import starter
 from services.gateway.api.finetuneflow.projects import known
 from services.gateway.api.finetuneflow.words import STATUS, progress, stamp_or_none
 from services.gateway.api.problems import Refused
@@ -120,7 +121,7 @@ async def start_training(
     log: NamedDependency[EventLog],
     settings: NamedDependency[Gateway],
 ) -> Response[TrainQueued]:
-    """Files that are still being read are waited for. 409 while another run of the project is queued or running."""
+    """Files that are still being read are waited for. 409 while another run of the project is queued or running, 402 where the run costs more credits than you have."""
     job_id, request_ = new_id(request), fingerprint(data)
     command = StartTraining(
         project_id=str(project_id),
@@ -129,6 +130,7 @@ async def start_training(
         hyperparams=_understood(data.hyperparams, data.method),
         smoke=settings.smoke,
         request=request_,
+        starter=starter(request, settings, "finetuneflow"),
     )
     outcome = await commands.run(command, origin=origin(request))
     created = await _created(log, tenant(request), job_id)

@@ -1,0 +1,383 @@
+"""Workspaces: who may do what in them, and that access begins and ends with the membership."""
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+
+from infra.embedded import Process, Servers
+from libs.events import Event, UserDeleted, WorkspaceCreated, WorkspaceMemberAdded, WorkspaceMemberRemoved, WorkspaceMemberRoleChanged
+from libs.events.log import EventLog
+from services.gateway.domain.errors import AlreadyMember, NotFound, OwnerStays, RoleMissing, TooManyMembers, TooManyMemberships
+from services.gateway.domain.workspace import (
+    CHANGE,
+    MANAGE,
+    MEMBERS,
+    MEMBERSHIPS,
+    READ,
+    AddMember,
+    ChangeMember,
+    RemoveMember,
+    Workspace,
+    assigned,
+    decide,
+    evolve,
+    may,
+)
+from services.gateway.views import workspaces
+from services.gateway.views.database import pool
+from tests.kit.eventually import eventually
+from tests.kit.gateway import client, running
+from tests.kit.given import given
+from tests.kit.people import JWT, PASSWORD, Person, bearer, registered
+
+CREATED = WorkspaceCreated(workspace_id="w", owner_id="o")
+
+
+def added(user: str, role: str = "editor") -> WorkspaceMemberAdded:
+    return WorkspaceMemberAdded(workspace_id="w", user_id=user, role=role)
+
+
+def add(user: str, *, role: str = "editor", by: str = "o", memberships: int = 0) -> AddMember:
+    return AddMember(workspace_id="w", by=by, user_id=user, role=role, memberships=memberships)
+
+
+def remove(user: str, *, by: str = "o") -> RemoveMember:
+    return RemoveMember(workspace_id="w", by=by, user_id=user)
+
+
+def workspace(*facts: Event) -> Workspace:
+    return given(evolve, CREATED, *facts)
+
+
+# ---- the rules
+
+
+@pytest.mark.parametrize(
+    ("role", "allowed"),
+    [
+        ("owner", {"read", "annotate", "change", "manage"}),
+        ("editor", {"read", "annotate", "change"}),
+        ("annotator", {"read", "annotate"}),
+        ("viewer", {"read"}),
+        (None, set()),
+    ],
+)
+def test_what_a_role_allows(role: str | None, allowed: set[str]):
+    assert {power for power in ("read", "annotate", "change", "manage") if may(role, power)} == allowed
+
+
+def test_a_member_is_added_once_and_another_role_takes_another_request():
+    assert decide(workspace(), add("u")) == [added("u")]
+    assert decide(workspace(added("u")), add("u")) == []
+    with pytest.raises(AlreadyMember):
+        decide(workspace(added("u")), add("u", role="viewer"))
+    with pytest.raises(AlreadyMember):
+        decide(workspace(), add("o"))
+
+
+def test_a_role_is_changed_and_stays_since_when_it_was():
+    changed = WorkspaceMemberRoleChanged(workspace_id="w", user_id="u", role="viewer")
+    order = ChangeMember(workspace_id="w", by="o", user_id="u", role="viewer")
+
+    assert decide(workspace(added("u")), order) == [changed]
+    assert decide(workspace(added("u"), changed), order) == []
+    assert workspace(added("u"), changed).members["u"].since == workspace(added("u")).members["u"].since
+
+
+@pytest.mark.parametrize("order", [add("v", by="u"), ChangeMember(workspace_id="w", by="u", user_id="u", role="editor"), remove("v", by="u"), remove("o", by="u")])
+def test_only_the_owner_manages_members(order: Any):
+    with pytest.raises(RoleMissing):
+        decide(workspace(added("u"), added("v")), order)
+
+
+@pytest.mark.parametrize("order", [add("v", by="stranger"), remove("stranger", by="stranger"), remove("u", by="u")])
+def test_who_is_not_in_it_is_told_that_there_is_none(order: Any):
+    with pytest.raises(NotFound):
+        decide(workspace(added("u"), WorkspaceMemberRemoved(workspace_id="w", user_id="u")), order)
+
+
+def test_the_owner_removes_and_a_member_leaves():
+    gone = WorkspaceMemberRemoved(workspace_id="w", user_id="u")
+
+    assert decide(workspace(added("u")), remove("u")) == [gone]
+    assert decide(workspace(added("u", role="viewer")), remove("u", by="u")) == [gone]
+    assert workspace(added("u"), gone).role("u") is None
+    with pytest.raises(NotFound):
+        decide(workspace(added("u"), gone), remove("u"))
+
+
+def test_the_owner_always_is_in_it():
+    for order in (remove("o"), ChangeMember(workspace_id="w", by="o", user_id="o", role="viewer")):
+        with pytest.raises(OwnerStays):
+            decide(workspace(), order)
+
+
+def test_members_and_memberships_have_an_end():
+    full = workspace(*(added(f"u{n}") for n in range(MEMBERS)))
+
+    with pytest.raises(TooManyMembers):
+        decide(full, add("u"))
+    with pytest.raises(TooManyMembers):
+        assigned(full, "u")
+    with pytest.raises(TooManyMemberships):
+        decide(workspace(), add("u", memberships=MEMBERSHIPS))
+    assert decide(workspace(), add("u", memberships=MEMBERSHIPS - 1)) == [added("u")]
+
+
+def test_who_is_given_work_becomes_an_annotator_unless_he_is_in_it_already():
+    assert assigned(workspace(), "u") == [added("u", role="annotator")]
+    for there in (assigned(workspace(added("u", role="editor")), "u"), assigned(workspace(), "o")):
+        assert there == []
+
+
+# ---- over HTTP
+
+
+class Room:
+    """Ann's workspace with a project in it."""
+
+    def __init__(self, door: httpx.AsyncClient, ann: Person) -> None:
+        self.door = door
+        self.ann = ann
+        self.path = f"/v2/workspaces/{ann.id}"
+        self.project = ""
+
+    async def let_in(self, person: Person, role: str = "editor") -> httpx.Response:
+        body = {"username": person.username, "role": role}
+        answer = await self.door.post(f"{self.path}/members", json=body, headers=self.ann.headers)
+        assert answer.status_code == 201, answer.text
+        return answer
+
+    async def put_out(self, person: Person) -> None:
+        answer = await self.door.delete(f"{self.path}/members/{person.id}", headers=self.ann.headers)
+        assert answer.status_code == 204, answer.text
+
+
+@pytest.fixture
+async def room(door: httpx.AsyncClient) -> Room:
+    room = Room(door, await registered(door))
+    made = await door.post("/projects", json={"name": "Ann's"}, headers=room.ann.headers)
+    room.project = made.json()["id"]
+    return room
+
+
+async def test_a_member_meets_the_project_in_his_lists_and_by_its_id(door: httpx.AsyncClient, room: Room):
+    ben = await registered(door)
+    own = (await door.post("/projects", json={"name": "Ben's"}, headers=ben.headers)).json()["id"]
+
+    let_in = await room.let_in(ben)
+    listed = (await door.get("/projects", headers=ben.headers)).json()
+    narrowed = (await door.get("/projects", headers={**ben.headers, "X-Workspace": room.ann.id})).json()
+    renamed = await door.patch(f"/projects/{room.project}", json={"name": "ours"}, headers=ben.headers)
+    drafts = (await door.get("/projects?status=draft&limit=1&offset=1", headers=ben.headers)).json()
+
+    assert let_in.json().items() >= {"user_id": ben.id, "username": ben.username, "role": "editor"}.items()
+    assert ([item["id"] for item in listed["items"]], listed["total"]) == ([own, room.project], 2)
+    assert ([item["id"] for item in narrowed["items"]], narrowed["total"]) == ([room.project], 1)
+    assert (renamed.status_code, renamed.json()["name"]) == (200, "ours")
+    assert ([item["id"] for item in drafts["items"]], drafts["total"]) == ([room.project], 2)
+    assert (await door.get(f"/projects/{own}", headers=room.ann.headers)).status_code == 404, "a membership is no exchange"
+
+
+async def test_something_new_is_made_where_the_header_says_and_else_at_home(door: httpx.AsyncClient, room: Room):
+    ben, cal, stranger = await registered(door), await registered(door), await registered(door)
+    await room.let_in(ben)
+    await room.let_in(cal, role="viewer")
+    there = {"X-Workspace": room.ann.id, "Idempotency-Key": "once"}
+
+    async def made(person: Person, **headers: str) -> httpx.Response:
+        return await door.post("/projects", json={"name": "new"}, headers={**person.headers, **headers})
+
+    first, again, home = await made(ben, **there), await made(ben, **there), await made(ben, **{"Idempotency-Key": "once"})
+    anns = {item["id"] for item in (await door.get("/projects", headers=room.ann.headers)).json()["items"]}
+
+    assert first.json()["id"] == again.json()["id"] != home.json()["id"], "the same key elsewhere is another thing"
+    assert anns == {room.project, first.json()["id"]}
+    assert (await made(cal, **there)).status_code == 403
+    assert (await made(stranger, **there)).status_code == 404
+    assert (await made(ben, **{"X-Workspace": "no such thing"})).status_code == 404
+    assert (await made(room.ann, **{"X-Workspace": room.ann.id.upper()})).status_code == 201
+    for method in ("GET", "POST"):
+        hook = await door.request(method, "/webhooks", json={"url": "https://receiver.invalid/"}, headers={**ben.headers, "X-Workspace": room.ann.id})
+        assert hook.status_code == 403, "a webhook would outlive the membership"
+
+
+async def test_who_acted_is_in_the_facts_and_they_are_the_workspaces(door: httpx.AsyncClient, room: Room, log: EventLog):
+    ben = await registered(door)
+    await room.let_in(ben)
+
+    await door.patch(f"/projects/{room.project}", json={"name": "by Ben"}, headers=ben.headers)
+    (fact,) = await log.read(f"ev.{room.ann.id}.project.updated.{room.project}")
+    page = (await door.get("/v2/events?limit=1000", headers=ben.headers)).json()
+    seqs = [event["seq"] for event in page["events"]]
+
+    assert (fact.tenant, fact.envelope.actor) == (room.ann.id, ben.id)
+    assert {event["event"]["tenant"] for event in page["events"]} == {room.ann.id, ben.id}
+    assert seqs == sorted(seqs)
+    assert fact.seq in seqs
+    assert page["next"] == seqs[-1]
+
+
+async def test_the_log_of_several_workspaces_comes_page_by_page_in_one_order(door: httpx.AsyncClient, room: Room):
+    ben = await registered(door)
+    await room.let_in(ben)
+    for n in range(3):
+        await door.post("/projects", json={"name": f"{n}"}, headers=room.ann.headers)
+        await door.post("/projects", json={"name": f"{n}"}, headers=ben.headers)
+    whole = (await door.get("/v2/events?limit=1000", headers=ben.headers)).json()["events"]
+
+    after, pages = 0, []
+    while page := (await door.get(f"/v2/events?limit=2&after={after}", headers=ben.headers)).json()["events"]:
+        pages += page
+        after = page[-1]["seq"]
+
+    assert pages == whole
+    assert len(whole) >= 9
+
+
+async def test_members_are_listed_and_managed_with_the_version_that_was_seen(door: httpx.AsyncClient, room: Room):
+    ben, cal = await registered(door), await registered(door)
+    await room.let_in(ben)
+    let_in = await room.let_in(cal, role="viewer")
+
+    seen = await door.get(f"{room.path}/members", headers=ben.headers)
+    second = await door.get(f"{room.path}/members?limit=1&offset=1", headers=ben.headers)
+    raised = await door.patch(let_in.headers["location"], json={"role": "editor"}, headers={**room.ann.headers, "If-Match": seen.headers["etag"]})
+    stale = await door.patch(let_in.headers["location"], json={"role": "viewer"}, headers={**room.ann.headers, "If-Match": seen.headers["etag"]})
+    workspace = await door.get(room.path, headers=cal.headers)
+
+    assert [(member["username"], member["role"]) for member in seen.json()["members"]] == [
+        (room.ann.username, "owner"),
+        (ben.username, "editor"),
+        (cal.username, "viewer"),
+    ]
+    assert ([member["user_id"] for member in second.json()["members"]], second.json()["total"]) == ([ben.id], 3)
+    assert (raised.status_code, raised.json()["role"], stale.status_code) == (200, "editor", 412)
+    assert workspace.json().items() >= {"id": room.ann.id, "owner": room.ann.username, "role": "editor", "members": 3}.items()
+    assert workspace.headers["etag"] == raised.headers["etag"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"username": "nobody-of-this-name", "role": "editor"}, 422),
+        ({"username": "\0", "role": "editor"}, 422),
+        ({"username": "OWN", "role": "editor"}, 409),
+        ({"username": "nobody-of-this-name", "role": "owner"}, 422),
+        ({"role": "editor"}, 422),
+    ],
+)
+async def test_who_cannot_be_let_in(door: httpx.AsyncClient, room: Room, body: dict[str, str], status: int):
+    if body.get("username") == "OWN":
+        body = {**body, "username": room.ann.username.upper()}
+
+    refused = await door.post(f"{room.path}/members", json=body, headers=room.ann.headers)
+
+    assert refused.status_code == status, refused.text
+    assert refused.headers["content-type"] == "application/problem+json"
+
+
+async def test_only_its_owner_learns_whether_there_is_a_user_and_no_faster_than_by_registering(servers: Servers):
+    with running(servers, label="gateway-wary", environ={**JWT, "TRAINYARD_LOGIN_ATTEMPTS": "2"}) as process:
+        async with client(process) as api:
+            ann, ben = await registered(api), await registered(api)
+            members = f"/v2/workspaces/{ann.id}/members"
+
+            by_another = await api.post(members, json={"username": "who", "role": "viewer"}, headers=ben.headers)
+            asked = [await api.post(members, json={"username": f"who-{n}", "role": "viewer"}, headers=ann.headers) for n in range(12)]
+
+    assert by_another.status_code == 404
+    assert {answer.status_code for answer in asked} == {422, 429}
+
+
+async def test_a_removed_member_meets_nothing_any_more_and_comes_back_when_he_is_let_in_again(door: httpx.AsyncClient, room: Room):
+    ben = await registered(door)
+    await room.let_in(ben)
+    assert (await door.get(f"/projects/{room.project}", headers=ben.headers)).status_code == 200
+
+    await room.put_out(ben)
+    after = [await door.get(path, headers=ben.headers) for path in (f"/projects/{room.project}", room.path, f"{room.path}/members")]
+    listed = (await door.get("/projects", headers=ben.headers)).json()["total"]
+    await room.let_in(ben, role="viewer")
+
+    assert [answer.status_code for answer in after] == [404, 404, 404]
+    assert listed == 0
+    assert (await door.get(f"/projects/{room.project}", headers=ben.headers)).status_code == 200
+    assert (await door.delete(f"/projects/{room.project}", headers=ben.headers)).status_code == 403
+    left = await door.delete(f"{room.path}/members/{ben.id}", headers=ben.headers)
+    assert left.status_code == 204
+    assert (await door.get(f"/projects/{room.project}", headers=ben.headers)).status_code == 404
+
+
+async def test_another_gateway_lets_in_and_out_within_two_seconds(door: httpx.AsyncClient, room: Room, servers: Servers):
+    ben = await registered(door)
+    with running(servers, label="gateway-two", environ=JWT) as second:
+        async with client(second) as other:
+
+            async def sees(status: int) -> bool:
+                return (await other.get(f"/projects/{room.project}", headers=ben.headers)).status_code == status
+
+            assert await sees(404)
+            await room.let_in(ben)
+            await eventually(lambda: sees(200), patience=5)
+            await room.put_out(ben)
+            await eventually(lambda: sees(404), patience=5)
+
+
+async def test_a_deleted_users_memberships_end_and_so_does_his_workspace(door: httpx.AsyncClient, room: Room):
+    ben, cal = await registered(door), await registered(door)
+    await room.let_in(ben)
+    await room.let_in(cal)
+
+    await door.delete(f"/v2/users/{cal.id}", headers=cal.headers)
+    left = (await door.get(f"{room.path}/members", headers=ben.headers)).json()
+    await door.delete(f"/v2/users/{room.ann.id}", headers=room.ann.headers)
+
+    async def closed() -> bool:
+        return (await door.get(f"/projects/{room.project}", headers=ben.headers)).status_code == 404
+
+    assert [member["user_id"] for member in left["members"]] == [room.ann.id, ben.id]
+    await eventually(closed, patience=5)
+    assert [mine["id"] for mine in (await door.get("/v2/workspaces", headers=ben.headers)).json()["workspaces"]] == [ben.id]
+
+
+async def test_people_see_those_of_their_workspaces_without_their_addresses(door: httpx.AsyncClient, room: Room):
+    ben, stranger = await registered(door), await registered(door)
+    await room.let_in(ben)
+
+    async def seen(person: Person) -> dict[str, str]:
+        return {user["id"]: user["email"] for user in (await door.get("/api/v1/auth/users/", headers=person.headers)).json()}
+
+    both = {room.ann.id, ben.id}
+    assert set(await seen(room.ann)) == set(await seen(ben)) == both
+    assert [address for id, address in (await seen(ben)).items() if id != ben.id] == [""]
+    assert set(await seen(stranger)) == {stranger.id}
+
+
+async def test_the_view_says_what_the_facts_say(door: httpx.AsyncClient, room: Room, servers: Servers, log: EventLog):
+    people = [await registered(door) for _ in range(3)]
+    for person in people:
+        await room.let_in(person)
+    await door.patch(f"{room.path}/members/{people[0].id}", json={"role": "viewer"}, headers=room.ann.headers)
+    await room.put_out(people[1])
+    await room.let_in(people[1], role="annotator")
+    await room.put_out(people[2])
+
+    state: Workspace | None = None
+    facts = await log.read(f"ev.{room.ann.id}.workspace.*.{room.ann.id}")
+    for fact in facts:
+        state = evolve(state, fact)
+    db = await pool(servers.database_url, size=2)
+    try:
+
+        async def the_same() -> bool:
+            return await workspaces.load(db, room.ann.id, room.ann.id) == (state, facts[-1].seq)
+
+        assert await eventually(the_same)
+        assert await workspaces.load(db, "another", room.ann.id) == (None, 0)
+    finally:
+        await db.close()
+    assert state
+    assert {id: member.role for id, member in state.members.items()} == {people[0].id: "viewer", people[1].id: "annotator"}
