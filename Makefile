@@ -29,8 +29,8 @@ up: $(READY)  ## run the whole platform here until Ctrl-C (PORT=8000 HOST=127.0.
 demo: $(READY)  ## a fine-tune before your eyes, on the running platform or its own (MODEL=hub/id DATA=file)
 	@exec $(BIN)/python -m infra.demo $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--data "$(DATA)")
 
-test: $(READY)  ## the tests (ARGS="-k name" passes on to pytest)
-	@exec $(BIN)/python -m pytest $(ARGS)
+test: $(READY)  ## the tests, two at a time (ARGS="-k name": one at a time, with what pytest is told)
+	@exec $(BIN)/python -m pytest $(or $(ARGS),-n 2 --dist loadfile --no-loadscope-reorder)
 
 check: $(READY)  ## formatting, lint, types, architecture, generated docs
 	$(BIN)/ruff format --check --quiet

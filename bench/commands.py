@@ -25,6 +25,8 @@ from libs.events.log import EventLog, Write
 from libs.runtime import bus
 
 CONNECTIONS = 16
+WARM_UP = 0.5
+"""Seconds that are not counted: connections are made, statements prepared."""
 PROJECTS = 10_000
 SECRET = "a secret of the bench, long enough to sign tokens with"
 NEW = {"name": "Questions about our docs", "task_type": "qa"}
@@ -41,10 +43,16 @@ class Round:
 
     def __init__(self, pid: int, address: str, seconds: float, token: str, method: str, path: str) -> None:
         body = [json.dumps(NEW)] if method == "POST" else []
+
+        def load(seconds: float) -> Any:
+            command = [sys.executable, "-m", "bench.load", address, str(seconds), str(CONNECTIONS), token, method, path, *body]
+            found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            assert found["statuses"] in (["200"], ["201"]), found
+            return found
+
+        load(WARM_UP)
         before = cpu_seconds(pid)
-        command = [sys.executable, "-m", "bench.load", address, str(seconds), str(CONNECTIONS), token, method, path, *body]
-        found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-        assert found["statuses"] in (["200"], ["201"]), found
+        found = load(seconds)
         self.rate = found["requests"] / found["seconds"]
         self.cpu = (cpu_seconds(pid) - before) / found["requests"]
         self.p50, self.p99 = found["p50"], found["p99"]

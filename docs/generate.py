@@ -19,14 +19,24 @@ from msgspec.structs import FieldInfo
 
 from infra.embedded.settings import Settings
 from infra.nats.users import SERVICES
-from libs.config import Gateway, Service, Training, describe
+from libs.config import Datasets, Gateway, Service, Training, describe
 from libs.events import EVENTS, CloudEvent, Event, JobCreated, Origin
+from libs.events.asyncapi import document as events_api
 from libs.events.catalog import LARGEST, envelope
 from libs.events.subjects import SECRET_CATEGORIES
 
 FOLDER = Path(__file__).parent
 APP = "services.gateway.app"
 NOTE = "<!-- Written by `make docs`: change the code it comes from instead. -->"
+LIMITS = (
+    "With `AUTH=jwt` a family's requests are limited as its document says; the owner of a machine (`AUTH=local`) has no limits. A request counts in one bucket: the user's, "
+    "with whatever token or key; without a valid one that of the address at the other end of the connection (an IPv6 host is its /64). `X-Forwarded-For` and its like are not read. "
+    "`/`, `/health`, `/livez`, `/readyz`, `/metrics`, the pages of documentation and a browser's preflights never count.",
+    "Every answer has `X-RateLimit-Limit`, `X-RateLimit-Remaining` and `X-RateLimit-Reset` (the window's end, in seconds since 1970); one request too many is a 429 in the family's form with `Retry-After`. "
+    "A window has a fixed length, and begins for each caller at a time of their own. A stream, a WebSocket or a download is one request, however long it is.",
+    "All gateways count together, on the bus. While it doesn't answer within 80 ms, each gateway counts for itself (`trainyard_rate_limits_alone` is 1), from what it knew; afterwards it tells the others. "
+    "`TRAINYARD_RATE_LIMITS` multiplies all limits, `TRAINYARD_ANONYMOUS_PER_HOUR` is the one for requests without a token ([settings](settings.md)).",
+)
 EXAMPLE = JobCreated(
     job_id="019a4f0e-5c1b-7d5e-9b7e-0c6a1f2d3e4f",
     kind="ingest",
@@ -75,6 +85,8 @@ def settings() -> str:
         _settings(every),
         "## The gateway besides",
         _settings([row for row in describe(Gateway) if row[0] not in known]),
+        "## The datasets service besides",
+        _settings([row for row in describe(Datasets) if row[0] not in known]),
         "## The training service besides",
         _settings([row for row in describe(Training) if row[0] not in known]),
         "## `make up`",
@@ -87,14 +99,35 @@ def events() -> str:
     return _page("# Events", *_intro(), "## The envelope", *_envelope(), *_categories(), *_shapes())
 
 
+def limits() -> str:
+    families = import_module("services.gateway.api.families").FAMILIES
+    rows = [
+        (
+            family.name,
+            bucket.covers,
+            f"{bucket.limit:,}",
+            {1: "a second", 60: "a minute", 3600: "an hour"}[bucket.seconds],
+            "all gateways together" if bucket.shared else "each gateway",
+        )
+        for family in families
+        for bucket in family.buckets
+    ]
+    return _page("# Limits on requests", *LIMITS, _table(("family", "requests", "limit", "within", "counted by"), rows))
+
+
 def openapi() -> str:
     document = import_module(APP).openapi()
     return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
+def asyncapi() -> str:
+    document = events_api(version=import_module(APP).app_version())
+    return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
 PAGES: dict[str, Callable[[], str]] = {"settings.md": settings, "events.md": events}
 if find_spec(APP):
-    PAGES["openapi.json"] = openapi
+    PAGES |= {"asyncapi.json": asyncapi, "openapi.json": openapi, "limits.md": limits}
 
 
 def _settings(rows: list[tuple[str, str, str, str]]) -> str:

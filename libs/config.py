@@ -98,6 +98,22 @@ class Gateway(Service, frozen=True, kw_only=True):
     access_check_seconds: Annotated[
         float, Meta(description="How often an open stream is looked at for whether its token is good still, and its workspaces open.", gt=0, le=40)
     ] = 30.0
+    rate_limits: Annotated[
+        float,
+        Meta(
+            description="Multiplies every limit on requests ([limits.md](limits.md)); 0 turns them off. They hold with AUTH=jwt: the owner of a machine has none.",
+            ge=0,
+            le=1_000_000,
+        ),
+    ] = 1.0
+    anonymous_per_hour: Annotated[
+        int,
+        Meta(
+            description="Requests without a valid token that one address may make within an hour, logging in and registering among them. "
+            "Behind a proxy everybody has the proxy's address: raise it there.",
+            ge=1,
+        ),
+    ] = 100
     cors_origins: Annotated[
         str, Meta(description="Origins, divided by commas, whose pages may call the API. Empty: any loopback origin in local mode, none else.")
     ] = ""
@@ -124,6 +140,15 @@ class Datasets(Service, frozen=True, kw_only=True):
     ] = ""
     llm_model: Annotated[str, Meta(description="The model that is asked there where a request names none.")] = ""
     llm_key: Annotated[str, Meta(description="The key that is sent there as bearer token.")] = ""
+    tokenizers_folder: Annotated[str, Meta(description="Folder where the tokenizers of base models are kept between jobs.", min_length=1)] = (
+        "~/.cache/trainyard/tokenizers"
+    )
+    hf_endpoint: Annotated[str, Meta(description="The model hub that tokenizers are downloaded from. HF_ENDPOINT is understood too.")] = (
+        "https://huggingface.co"
+    )
+    hf_token: Annotated[str, Meta(description="Token of the model hub, for models behind a licence. HF_TOKEN is understood too.")] = ""
+    source_roots: Annotated[str, Meta(description="Folders, divided by commas, under which models may lie that are named by their path.")] = ""
+    max_pages: Annotated[int, Meta(description="Most pages of one PDF. One with more is refused as a whole, with its reason.", ge=1, le=1_000_000)] = 5_000
     llm_concurrency: Annotated[int, Meta(description="Requests at the same time to that server, for all jobs of one process together.", ge=1, le=1024)] = 4
 
 

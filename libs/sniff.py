@@ -40,6 +40,15 @@ def sniff(head: bytes) -> str:
     return "text/csv" if _is_table(text, cut=len(head) >= HEAD) else "text/plain"
 
 
+def is_word(head: bytes) -> bool:
+    """Whether a ZIP begins as a DOCX does; whoever opens it knows for sure."""
+    return head.startswith(b"PK\x03\x04") and b"[Content_Types].xml" in head and b"word/" in head
+
+
+def is_utf16(head: bytes) -> bool:
+    return head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+
+
 def _text(head: bytes) -> str | None:
     try:
         text = codecs.getincrementaldecoder("utf-8")().decode(head)  # not final: the last character may be cut

@@ -1,6 +1,7 @@
 """The servers, once per session, and what nearly every test with a log needs."""
 
-from collections.abc import AsyncIterator, Iterator
+import os
+from collections.abc import AsyncIterator, Generator, Iterator
 from uuid import uuid4
 
 import pytest
@@ -11,6 +12,17 @@ from libs.events import Origin
 from libs.events.log import EventLog
 from libs.runtime import bus
 from tests.kit.servers import all_servers
+from tests.kit.turns import turn
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Outside of the test's time limit: nobody waits for a turn at the expense of a test."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return (yield)
+    assert item.config.cache
+    with turn(item.config.cache.mkdir("turns"), alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from services.gateway.app import openapi
 
 ROWS = list(csv.DictReader((Path(__file__).parents[1] / "docs" / "operations.csv").read_text().splitlines()))
 DONE = [row for row in ROWS if row["state"] == "done"]
-PAGES = {("GET", "/docs"), ("GET", "/redoc"), ("GET", "/openapi.json")}
+PAGES = {("GET", "/docs"), ("GET", "/redoc"), ("GET", "/openapi.json"), ("GET", "/asyncapi.json")}
 """Mounted, but not part of the document that they show."""
 
 

@@ -53,6 +53,7 @@ class Home:
         self.ports: dict[str, int] = {}
         self.pids: dict[str, int | None] = {}
         self._lock: IO[str] | None = None
+        self._claims: dict[int, socket.socket] = {}
 
     def open(self) -> None:
         """Make the folders; refuse a home that can't be written or has no room."""
@@ -81,6 +82,9 @@ class Home:
         return self._lock is not None
 
     def unlock(self) -> None:
+        for claim in self._claims.values():
+            claim.close()
+        self._claims.clear()
         if self._lock:
             self._lock.close()
             self._lock = None
@@ -120,10 +124,10 @@ class Home:
         """Each name gets the port it had before, or a free one; answers which kept ports were taken by somebody else."""
         path = self.path / "ports.json"
         kept = self.kept_ports()
-        lost = [name for name in names if name in kept and not is_free(kept[name])]
+        lost = [name for name in names if name in kept and not self._claim(kept[name])]
         for name in names:
             if name not in kept or name in lost:
-                kept[name] = _free_port(taken=kept.values())
+                kept[name] = self._free_port(taken=kept.values())
             self.ports[name] = kept[name]
         write_json(path, kept)
         return lost
@@ -149,6 +153,24 @@ class Home:
             if newer.exists():
                 newer.replace(older)
 
+    def _free_port(self, taken: Iterable[int]) -> int:
+        while True:
+            port = FIRST_PORT + secrets.randbelow(LAST_PORT - FIRST_PORT)
+            if port not in taken and self._claim(port):
+                return port
+
+    def _claim(self, port: int) -> bool:
+        """Between its choice and its server's start a port is nobody's: while we hold UDP's of the same number, no other home chooses it."""
+        if port not in self._claims:
+            claim = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            try:
+                claim.bind(("127.0.0.1", port))
+            except OSError:
+                claim.close()
+                return False
+            self._claims[port] = claim
+        return is_free(port)
+
     def _other(self) -> AlreadyRunning:
         about = read_json(self.run / "supervisor.json")
         return AlreadyRunning(pid=about.get("pid", 0), url=about.get("url", "it has just begun"))
@@ -173,13 +195,6 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
                 return False
             raise
     return True
-
-
-def _free_port(taken: Iterable[int]) -> int:
-    while True:
-        port = FIRST_PORT + secrets.randbelow(LAST_PORT - FIRST_PORT)
-        if port not in taken and is_free(port):
-            return port
 
 
 def _secret() -> str:

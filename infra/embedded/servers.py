@@ -15,7 +15,7 @@ from infra.embedded.nats import Nats, Routes, nats_program
 from infra.embedded.postgres import Postgres, postgres_programs
 from infra.embedded.process import Part, Process, never, stop, wait_ready
 from infra.embedded.s3 import S3, rclone_program
-from infra.embedded.services import GATEWAY, NAMES, TRAINING, Service, reachable
+from infra.embedded.services import DATASETS, GATEWAY, NAMES, TRAINING, Service, reachable
 from infra.embedded.settings import Settings
 from infra.nats.provision import provision
 from libs import config
@@ -149,7 +149,7 @@ class Servers(Parts):
 
     def refuse_wrong_settings(self) -> None:
         """Before anything is started, as far as this can be known from here."""
-        kinds = {GATEWAY: config.Gateway, TRAINING: config.Training}
+        kinds = {GATEWAY: config.Gateway, DATASETS: config.Datasets, TRAINING: config.Training}
         for name in NAMES:
             config.load(kinds.get(name, config.Service), self.environ(name, port=self.home.ports[name]))
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from infra.embedded.probe import http_status
 from infra.embedded.process import Command, Part
 
-GATEWAY, TRAINING = "gateway", "training"
-NAMES = (GATEWAY, "datasets", TRAINING, "export")
+GATEWAY, DATASETS, TRAINING = "gateway", "datasets", "training"
+NAMES = (GATEWAY, DATASETS, TRAINING, "export")
 REPOSITORY = Path(__file__).parents[2]
 EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 

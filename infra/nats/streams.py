@@ -1,4 +1,4 @@
-"""The three streams, as the JetStream API takes them: EV keeps the facts, TEL the training steps of a day, WORK the leases of GPU jobs."""
+"""The streams, as the JetStream API takes them: EV keeps the facts, TEL the training steps of a day, WORK the leases of GPU jobs, RATE who asked how often."""
 
 from typing import Any
 
@@ -6,15 +6,17 @@ MIB = 1024**2
 SECOND = 1_000_000_000  # the API counts in nanoseconds
 TWO_MINUTES = 120 * SECOND
 ONE_DAY = 86_400 * SECOND
+LONGEST_LIMIT = 3600 * SECOND
 
 WORK_BYTES = 16 * MIB
+RATE_BYTES = 32 * MIB  # some 200,000 counters; without room the oldest go
 TEL_SHARE = 7  # TEL gets a seventh of what EV gets
 TEL_BYTES_IN_MEMORY = 256 * MIB
 
 
 def definitions(*, replicas: int, max_bytes: int) -> list[dict[str, Any]]:
     """All streams of an installation; `max_bytes` is the room for facts."""
-    return [facts(replicas=replicas, max_bytes=max_bytes), steps(replicas=replicas, max_bytes=max_bytes // TEL_SHARE), leases(replicas=replicas)]
+    return [facts(replicas=replicas, max_bytes=max_bytes), steps(replicas=replicas, max_bytes=max_bytes // TEL_SHARE), leases(replicas=replicas), counters(replicas=replicas)]
 
 
 def facts(*, replicas: int, max_bytes: int) -> dict[str, Any]:
@@ -71,4 +73,24 @@ def leases(*, replicas: int) -> dict[str, Any]:
         "max_bytes": WORK_BYTES,
         "num_replicas": replicas,
         "duplicate_window": TWO_MINUTES,
+    }
+
+
+def counters(*, replicas: int) -> dict[str, Any]:
+    """A counter is the last message of its subject, and goes once nothing was added to it for longer than its window.
+
+    A server that is alone forgets streams in memory when it is started again, definition and all; replicas keep them for each other.
+    """
+    return {
+        "name": "RATE",
+        "subjects": ["rate.>"],
+        "retention": "limits",
+        **({"storage": "file", "persist_mode": "async"} if replicas == 1 else {"storage": "memory"}),
+        "discard": "old",  # counters can't have "new"
+        "max_age": LONGEST_LIMIT + TWO_MINUTES,
+        "max_bytes": RATE_BYTES,
+        "max_msgs_per_subject": 1,
+        "num_replicas": replicas,
+        "duplicate_window": TWO_MINUTES,
+        "allow_msg_counter": True,
     }

@@ -39,6 +39,8 @@ SERVICES = (
             "sec.*.>",
             "proj.>",
             "ask.>",
+            "rate.>",
+            "$JS.API.STREAM.INFO.RATE",
             "sys.connections",
             "sys.kick.*",
             "$JS.API.DIRECT.GET.TEL",

@@ -20,7 +20,7 @@ from .projects import (
     ProjectUpdated,
     ProjectWorkStarted,
 )
-from .specs import ExportInputs, FineTune, GenerateInputs, GenerateSpec, Source, TrainInputs
+from .specs import ChunkInputs, ChunkSpec, ExportInputs, FineTune, GenerateInputs, GenerateSpec, Source, TrainInputs
 from .storable import NotStorable, why_not_storable
 from .subjects import Address, address, kind, story
 from .training import (
@@ -53,6 +53,8 @@ __all__ = [
     "Address",
     "BusCredentialCreated",
     "BusCredentialRevoked",
+    "ChunkInputs",
+    "ChunkSpec",
     "Claim",
     "CloudEvent",
     "CreditCaptured",

@@ -62,3 +62,5 @@ class QuotaTaken(Event, frozen=True, kw_only=True, tag="quota.taken"):
     HOME: ClassVar[str] = "user_id"
     user_id: str
     job_id: str
+    most: int = 0
+    """How many the user might have with it; 0: any number."""

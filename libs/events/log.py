@@ -7,7 +7,7 @@ import os
 import random
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -122,7 +122,7 @@ class EventLog:
         async for raw in self.scan_raw(pattern, after=after):
             yield catalog.decode(raw.data, seq=raw.seq, subject=raw.subject)
 
-    async def scan_raw(self, pattern: str, *, after: int = 0, page: int = _PAGE) -> AsyncIterator["RawFact"]:
+    async def scan_raw(self, pattern: str, *, after: int = 0, page: int = _PAGE) -> AsyncGenerator["RawFact", None]:
         """Pages through the log by direct gets: no consumer on the server, any number of readers."""
         more = True
         while more:
@@ -136,11 +136,10 @@ class EventLog:
         facts, _ = await read_page(self._nc, STREAM, pattern, start=after + 1, most=1)
         return facts[0].seq if facts else 0
 
-    async def scan_to(self, pattern: str, *, last: int) -> AsyncIterator["RawFact"]:
+    async def scan_to(self, pattern: str, *, last: int, after: int = 0, page: int = _PAGE) -> AsyncGenerator["RawFact", None]:
         """All facts under a filter up to a position. None is missing: the leader is asked whether the replicas that were read had them all."""
-        after = 0
         while True:
-            async for raw in self.scan_raw(pattern, after=after):
+            async for raw in self.scan_raw(pattern, after=after, page=page):
                 if raw.seq > last:
                     return
                 after = raw.seq

@@ -26,6 +26,8 @@ class PreparationProduced(Event, frozen=True, kw_only=True, tag="preparation.pro
     content: Claim
     rows: int
     valid: int
+    file_id: str = ""
+    """The document that all of its rows were made from, so that they go when it goes; empty: those of the one file that the job reads."""
 
 
 class PreparationCompleted(Event, frozen=True, kw_only=True, tag="preparation.completed"):
@@ -47,6 +49,10 @@ class PreparationCompleted(Event, frozen=True, kw_only=True, tag="preparation.co
     """Who wrote generated examples: `llm`, `extractive` (the documents' own sentences, no model), or `mixed`."""
     model: str = ""
     """The language model that wrote them."""
+    tokenizer: str = ""
+    """Whose tokens were counted in chunks: a base model's id, or `estimate`."""
+    refused_files: dict[str, str] = {}
+    """Documents that no chunks could be made of, by id, each with the code that `refused` counts and `notes` put into words. The first thousand."""
     notes: list[str] = []
     """What whoever asked for the work should know of it."""
 

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from .projects import File
+
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
     """An ingest job whose rows are wanted."""
@@ -62,6 +64,29 @@ class ExportInputs(msgspec.Struct, frozen=True, kw_only=True):
 
     project_id: str
     training_job_id: str
+
+
+class ChunkInputs(msgspec.Struct, frozen=True, kw_only=True):
+    """The chunk job reads these documents, in this order."""
+
+    project_id: str
+    files: list[File]
+
+
+class ChunkSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """How documents are divided."""
+
+    chunk_size_tokens: Annotated[int, Meta(ge=16, le=8192)] = 512
+    """At most, never more."""
+    chunk_overlap_tokens: Annotated[int, Meta(ge=0, le=4096)] = 50
+    """Of the chunk before, repeated at the beginning of the next; at most half of the size."""
+    base_model: Annotated[str, Meta(max_length=300)] = ""
+    """Whose tokens are counted, as in FineTune; empty: those of an estimate that no model's tokenizer exceeds by much."""
+    revision: str = ""
+
+    def __post_init__(self) -> None:
+        if self.chunk_overlap_tokens * 2 > self.chunk_size_tokens:
+            raise ValueError(f"`chunk_overlap_tokens` can be at most half of `chunk_size_tokens`: {self.chunk_size_tokens // 2} here")
 
 
 class GenerateInputs(msgspec.Struct, frozen=True, kw_only=True):

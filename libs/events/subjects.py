@@ -68,6 +68,11 @@ def parse(text: str) -> Subject:
     return Subject(tenant, category, name, tuple(key))
 
 
+def is_private(subject: str) -> bool:
+    """Whether nobody who listens is told of it."""
+    return parse(subject).category in PRIVATE_CATEGORIES
+
+
 def story(tenant: str, job_id: str) -> str:
     """All facts of a job, whoever wrote them: its stages use its id."""
     return f"ev.{_check(tenant)}.*.*.{_check(job_id)}"

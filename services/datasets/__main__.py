@@ -1,8 +1,8 @@
-"""`python -m services.datasets`: turns uploaded files into rows."""
+"""`python -m services.datasets`: turns uploaded files into rows, documents into chunks and chunks into examples."""
 
-from libs.config import Service
+from libs.config import Datasets
 from libs.runtime import process
 from services.datasets.app import serve
 
 if __name__ == "__main__":
-    process.run("datasets", Service, serve)
+    process.run("datasets", Datasets, serve)

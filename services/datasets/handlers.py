@@ -1,7 +1,8 @@
 """What the service does when something happens in the log."""
 
+import asyncio
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -10,21 +11,29 @@ from typing import TypeVar
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from libs.config import Datasets
 from libs.events import JobCreated, Recorded
 from libs.events.log import EventLog
 from libs.runtime.broker import Later
 from libs.storage import Storage
 
+from .generation.endpoint import Endpoint
+from .generation.job import Generate
 from .ingest import Ingest
 from .preparation import Preparation
-from .snapshot import NotYet, Snapshot
+from .snapshot import Snapshot
+from .waiting import NotYet
 
 P = TypeVar("P", bound=Preparation)
 
 log = logging.getLogger(__name__)
 
-KINDS: dict[str, type[Preparation]] = {"ingest": Ingest, "train": Snapshot}
+KINDS: dict[str, type[Preparation]] = {"ingest": Ingest, "train": Snapshot, "generate": Generate}
 """Kinds of jobs whose preparation this version does."""
+WAITING = (Snapshot, Generate)
+"""What reads other jobs' parts."""
+GENERATING = 4
+"""Jobs whose examples are generated at the same time; together they ask the language model no more than one would."""
 CANCELS = "feed.*.job.cancel_requested.*"
 ENDS = ("feed.*.preparation.completed.*", "feed.*.preparation.failed.*", "feed.*.preparation.cancelled.*")
 
@@ -32,10 +41,13 @@ ENDS = ("feed.*.preparation.completed.*", "feed.*.preparation.failed.*", "feed.*
 class Preparations:
     """Those that this process has in hand."""
 
-    def __init__(self, event_log: EventLog, storage: Storage, *, workers: int) -> None:
+    def __init__(self, event_log: EventLog, storage: Storage, *, workers: int, settings: Datasets, endpoint: Endpoint | None = None) -> None:
+        """`endpoint`: of a language model, where there is one."""
         self._log = event_log
         self._storage = storage
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="parsing")
+        self._settings = settings
+        self._kinds: dict[str, Callable[..., Preparation]] = {**KINDS, "generate": partial(Generate, endpoint=endpoint, turns=asyncio.Semaphore(GENERATING))}
         self._in_hand: set[Preparation] = set()
 
     def close(self) -> None:
@@ -64,8 +76,9 @@ class Preparations:
         await preparation.fail("internal", fault)
 
     async def _wait(self, created: Recorded) -> None:
-        with self._holding(Snapshot(created, event_log=self._log, storage=self._storage, threads=self._threads)) as snapshot:
-            await snapshot.wait()
+        with self._holding(self._preparation(created)) as preparation:
+            assert isinstance(preparation, WAITING)
+            await preparation.wait()
 
     async def _cancel(self, msg: Msg) -> None:
         _, tenant, *_, job_id = msg.subject.split(".")
@@ -76,12 +89,12 @@ class Preparations:
     async def _ended(self, msg: Msg) -> None:
         _, tenant, *_, job_id = msg.subject.split(".")
         for preparation in self._in_hand:
-            if isinstance(preparation, Snapshot):
+            if isinstance(preparation, WAITING):
                 preparation.hear(tenant, job_id)
 
     def _preparation(self, created: Recorded) -> Preparation:
         assert isinstance(created.event, JobCreated)
-        return KINDS[created.event.kind](created, event_log=self._log, storage=self._storage, threads=self._threads)
+        return self._kinds[created.event.kind](created, event_log=self._log, storage=self._storage, threads=self._threads, settings=self._settings)
 
     @contextmanager
     def _holding(self, preparation: P) -> Iterator[P]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from typing import Any, ClassVar, TypeVar
 
+from libs.config import Datasets
 from libs.events import Claim, JobCreated, PreparationCancelled, PreparationFailed, PreparationProduced, PreparationProgressed, PreparationStarted, Recorded
 from libs.events.log import EventLog
 from libs.runtime.stage import Ended, Stage
@@ -36,7 +37,7 @@ class Preparation(Stage, ABC):
     WHAT: ClassVar[str]
     """What did not come about, for who reads that the platform is at fault."""
 
-    def __init__(self, created: Recorded, *, event_log: EventLog, storage: Storage, threads: Executor) -> None:
+    def __init__(self, created: Recorded, *, event_log: EventLog, storage: Storage, threads: Executor, settings: Datasets) -> None:
         super().__init__(created, category="preparation", event_log=event_log)
         assert isinstance(created.event, JobCreated)
         self.job = created.event
@@ -46,6 +47,7 @@ class Preparation(Stage, ABC):
         self.log = event_log
         self.storage = storage
         self.threads = threads
+        self.settings = settings
         self._reported = (0.0, 0)
 
     @abstractmethod

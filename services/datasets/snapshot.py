@@ -17,7 +17,7 @@ from libs.events import Claim, PreparationCompleted, PreparationProduced, Projec
 from libs.storage import Damaged, Missing
 
 from .preparation import Hopeless, Preparation
-from .waiting import Ingest, Sources
+from .waiting import Ingest, NotYet, Sources
 
 T = TypeVar("T")
 
@@ -26,10 +26,6 @@ log = logging.getLogger(__name__)
 AHEAD = 2
 """Parts that are fetched while another is copied."""
 PIECE = 1024 * 1024
-
-
-class NotYet(Exception):
-    """Some of what is to be read is still being written."""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -17,6 +17,10 @@ SOON = 0.1
 """Seconds until the next look, where the bus said so and the replica of the log that was read didn't know yet."""
 
 
+class NotYet(Exception):
+    """The rest of the work waits for others, and needs no worker."""
+
+
 class UnknownSource(Exception):
     """A job that nobody made is to be read: whoever asked for that is at fault."""
 

@@ -27,12 +27,14 @@ from services.gateway import migrations, people, reactions
 from services.gateway.accounts import Accounts
 from services.gateway.app import Parts, app_version, create_app
 from services.gateway.attempts import Attempts
+from services.gateway.audience import Audience
 from services.gateway.bus_access import Doorkeeper
 from services.gateway.commands import Commands
 from services.gateway.domain.credit import prices
 from services.gateway.edge import is_loopback
 from services.gateway.health import Health
 from services.gateway.hub import Hub
+from services.gateway.limits import BusCounters, Limits, Silent
 from services.gateway.live import Live
 from services.gateway.loader import Loader
 from services.gateway.passwords import Passwords
@@ -87,12 +89,14 @@ async def serve(settings: Gateway, stop: asyncio.Event) -> None:
         health=health,
         live=live,
         places=Places(db, event_log),
+        audience=Audience(accounts.principal, most=settings.streams_per_user, every=settings.access_check_seconds),
         hub=hub,
         questions=Questions(nc),
         accounts=accounts,
         doorkeeper=doorkeeper,
     )
-    app = create_app(parts)
+    limits = await unless(stop, _limits(settings, nc))
+    app = create_app(parts, limits)
     server = Server(app, host=settings.host, port=settings.port)
     reacting = broker(settings.nats_url, name="gateway")
     reactions.subscribe(reacting, storage, event_log, commands)
@@ -111,6 +115,7 @@ async def serve(settings: Gateway, stop: asyncio.Event) -> None:
             health.watch(),
             sweep.run(),
             sender.run(),
+            *([limits.run()] if limits else []),
             doorkeeper.run(),
             ending=lambda: _end(live, server, reacting),
         )
@@ -217,6 +222,20 @@ async def _bus(settings: Gateway) -> tuple[Client, EventLog, Live]:
             log.warning("waiting for the log: %s", error)
             await asyncio.sleep(0.5)
     return nc, event_log, live
+
+
+async def _limits(settings: Gateway, nc: Client) -> Limits | None:
+    """The owner of a machine has none."""
+    if settings.auth == "local" or not settings.rate_limits:
+        return None
+    counters = BusCounters(nc)
+    while True:
+        try:
+            await counters.check()
+            return Limits(counters, factor=settings.rate_limits)
+        except Silent as silent:
+            log.warning("waiting for the counters of the rate limits: %s", silent)
+            await asyncio.sleep(0.5)
 
 
 async def _database(settings: Gateway, event_log: EventLog, storage: Storage) -> asyncpg.Pool:

@@ -16,7 +16,7 @@ from libs import telemetry
 from services.gateway.api import limits as counted
 from services.gateway.api.deep_learning.limits import ANONYMOUS
 from services.gateway.api.families import bucket, family
-from services.gateway.api.problems import Problem, Refused, problem
+from services.gateway.api.problems import Problem, Refused, media_type, problem
 from services.gateway.domain.user import LOCAL, NOBODY, Principal
 from services.gateway.limits import Bucket, Limits
 from services.gateway.tokens import Bad
@@ -45,7 +45,7 @@ Who = Callable[[str], Awaitable[Principal]]
 
 DOORS = frozenset({"/auth/register", "/auth/login", "/auth/refresh", "/api/v1/auth/token"})
 """POSTs with which people enter: what token they carry along doesn't matter, it is likely to be the one that has just expired."""
-OPEN = frozenset({"/", "/health", "/livez", "/readyz", "/metrics", "/docs", "/redoc", "/openapi.json"})
+OPEN = frozenset({"/", "/health", "/livez", "/readyz", "/metrics", "/docs", "/redoc", "/openapi.json", "/asyncapi.json"})
 """What everybody may read, as often as they like: nothing in it is anybody's."""
 
 
@@ -151,6 +151,7 @@ class Edge:
         if scope.get("method") == "POST" and path in DOORS:
             return NOBODY
         if (token := _token(scope, headers)) is not None:
+            scope["token"] = token  # streams ask again
             return await self._who(token)
         if self._local:
             return LOCAL
@@ -213,8 +214,7 @@ async def answer(scope: Scope, send: Any, problem: Problem) -> None:
 def dressed(scope: Any, problem: Problem) -> tuple[int, dict[str, Any], dict[str, str]]:
     """Status, body and headers in the family's form."""
     status, body = family(scope["path"], _raw_path(scope)).dress(msgspec.structs.replace(problem, request_id=scope.get("request_id", "")))
-    kind = "application/problem+json" if "title" in body else "application/json"
-    headers = {**problem.headers, "content-type": kind}
+    headers = {**problem.headers, "content-type": media_type(body)}
     if status == 401:
         headers["www-authenticate"] = "Bearer"
     return status, body, headers
@@ -286,7 +286,7 @@ async def _preflight(send: Any, *, allowed: bool) -> None:
         (b"access-control-allow-methods", METHODS.encode()),
         (
             b"access-control-allow-headers",
-            b"Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, If-Range, Last-Event-ID, Range, X-Request-Id",
+            b"Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, If-Range, Last-Event-ID, Range, X-Request-Id, X-Workspace",
         ),
         (b"access-control-max-age", b"600"),
     ]

@@ -27,6 +27,7 @@ SHORTEST_SHARED = 10
 _TURNS = 8
 _ANSWERED_WITHIN = 2.0
 _LOOK_AGAIN = 0.25
+_AT_ONCE = 100
 _SHARE = 10
 """A gateway takes at most a tenth of what is left at once, so that little lies unused where a caller goes to several."""
 _PROBE = "rate.gateway"
@@ -68,16 +69,15 @@ class Misconfigured(Exception):
     """The counters are not there, or are none."""
 
 
-class Heard(msgspec.Struct, frozen=True, kw_only=True):
-    value: int
-    anew: bool = False
-    """The counters have begun at nought since they were asked before: a bus that keeps them in memory was started again."""
-
-
 class Counters(Protocol):
-    """Numbers that many may add to at once. Each hears what it was after its own addition."""
+    """Numbers that many may add to at once. Each hears the sum after its own addition. They may lose the last of it when their server dies."""
 
-    async def add(self, subject: str, amount: int) -> Heard: ...
+    @property
+    def interruptions(self) -> int:
+        """How often something may have been lost until now."""
+        ...
+
+    async def add(self, subject: str, amount: int) -> int: ...
 
 
 class BusCounters:
@@ -85,7 +85,10 @@ class BusCounters:
 
     def __init__(self, nc: Client) -> None:
         self._nc = nc
-        self._seq = 0
+
+    @property
+    def interruptions(self) -> int:
+        return self._nc.stats["reconnects"]
 
     async def check(self) -> None:
         """Raises Misconfigured or Silent."""
@@ -106,15 +109,11 @@ class BusCounters:
                 f"Stream {STREAM}: {reason}. Run `python -m infra.nats.provision` (NATS 2.12 or newer has counters), or turn the limits off: TRAINYARD_RATE_LIMITS=0."
             )
 
-    async def add(self, subject: str, amount: int) -> Heard:
-        before = self._seq
+    async def add(self, subject: str, amount: int) -> int:
         answer = await self._asked(subject, {"Nats-Incr": str(amount)})
         if "error" in answer:
             raise Silent(answer["error"].get("description", ""))
-        seq = int(answer["seq"])
-        anew = seq <= before <= self._seq  # and nobody has said so yet
-        self._seq = seq if anew else max(seq, self._seq)
-        return Heard(value=int(answer["val"]), anew=anew)
+        return int(answer["val"])
 
     async def _asked(self, subject: str, headers: dict[str, str] | None) -> dict[str, Any]:
         if not self._nc.is_connected:  # what is asked now would be sent, and counted, after the reconnect
@@ -136,7 +135,8 @@ class Limits:
         self._factor = factor
         self._now = now
         self._tallies: dict[tuple[str, str], _Tally] = {}
-        self._away = asyncio.Event()
+        self._interruptions = counters.interruptions
+        self._away = False
 
     async def count(self, bucket: Bucket, caller: str) -> Standing:
         """`caller` must be fit for a subject: letters, digits, - and _."""
@@ -162,25 +162,25 @@ class Limits:
     @property
     def alone(self) -> bool:
         """Whether this gateway counts for itself now."""
-        return self._away.is_set()
+        return self._away
 
     async def run(self) -> None:
-        """Until cancelled: once the counters are away it looks for them, tells them what passed meanwhile, and goes back to them."""
+        """Until cancelled: once the counters are away, or were, looks for them, tells them what they don't know, and goes back to them."""
         while True:
-            await self._away.wait()
             await asyncio.sleep(_LOOK_AGAIN)
+            self._notice_interruption()
+            if not self._away:
+                continue
+            interruptions = self._counters.interruptions
             try:
-                await self._heard(_PROBE, 0)
-                await self._tell_all()
+                await self._counters.add(_PROBE, 0)
+                await self._agree()
             except Silent:
                 continue
-            self._away.clear()
+            self._interruptions = interruptions
+            self._away = False
             _alone.set(0)
             log.info("rate limits are counted for all gateways again")
-            try:
-                await self._tell_all()  # what passed while the others were told
-            except Silent as silent:
-                self._leave(str(silent))
 
     def _opened(self, bucket: Bucket, caller: str, now: float) -> "_Tally":
         """The window that it is now. Callers' windows begin at different times, so that not everybody comes back at once."""
@@ -191,7 +191,11 @@ class Limits:
         before = self._tallies.pop((bucket.name, caller), None)  # put in again behind all others: the oldest are forgotten first
         limit = max(1, int(bucket.limit * self._factor))
         tally = self._tallies[bucket.name, caller] = _Tally(
-            subject=f"rate.{bucket.name}.{caller}.{number}", begins=number * bucket.seconds - offset, seconds=bucket.seconds, limit=limit
+            subject=f"rate.{bucket.name}.{caller}.{number}",
+            begins=number * bucket.seconds - offset,
+            seconds=bucket.seconds,
+            limit=limit,
+            shared=bucket.shared,
         )
         if not bucket.shared:
             tally.held = tally.taken = limit
@@ -207,7 +211,7 @@ class Limits:
     async def _more(self, tally: "_Tally") -> None:
         """At least one to spend, if there is one."""
         while not tally.held and tally.left > 0:
-            if self._away.is_set():
+            if self._away:
                 tally.untold += 1
                 tally.held += 1
                 return
@@ -225,7 +229,7 @@ class Limits:
             if asking.done():
                 asking.result()
                 return
-            if self._away.is_set():
+            if self._away:
                 return
         self._leave(f"no answer within {1000 * PATIENCE:.0f} ms")
 
@@ -233,41 +237,48 @@ class Limits:
         """Goes on when nobody waits any more: a late answer counts too."""
         tally.lot = min(2 * tally.lot or 1, max(1, tally.left // _SHARE))
         try:
-            await self._tell(tally, wanted=min(max(tally.lot, tally.waiting), tally.left))
+            self._notice_interruption()
+            if not self._away:
+                await self._tell(tally, wanted=min(max(tally.lot, tally.waiting), tally.left))
         except Silent as silent:
             self._leave(str(silent))
         finally:
             tally.asking = None
 
     async def _tell(self, tally: "_Tally", *, wanted: int = 0) -> None:
-        told = tally.untold
-        heard = await self._heard(tally.subject, told + wanted)
-        granted = min(wanted, max(0, tally.limit - heard + wanted))
-        tally.untold -= told
-        tally.told += told + granted
+        told, known = tally.untold, tally.taken
+        heard = await self._counters.add(tally.subject, told + wanted)
+        lost = max(0, known - (heard - told - wanted))  # of what was counted when this was heard before: the server has died
+        granted = min(wanted, max(0, tally.limit - heard - lost + wanted))
+        tally.untold += lost - told
         tally.taken = heard
         tally.held += granted
-        late = min(tally.held, tally.untold)  # passed on our own account since it was asked for
+        late = min(tally.held, tally.untold)  # those stand for what passed on our own account since, or was lost
         tally.held -= late
         tally.untold -= late
 
-    async def _tell_all(self) -> None:
+    async def _agree(self) -> None:
+        """Every gateway does this after an interruption. A sum is what all had taken, so whoever heard it last restores it for all."""
         now = self._now()
-        for tally in [tally for tally in self._tallies.values() if tally.untold and tally.ends > now]:
-            await self._tell(tally)
+        known = [tally for tally in self._tallies.values() if tally.shared and tally.ends > now and not tally.asking]
+        for start in range(0, len(known), _AT_ONCE):
+            some = known[start : start + _AT_ONCE]
+            await self._told(some)  # what passed here; what the counters have lost is heard
+            await self._told([tally for tally in some if tally.untold])
 
-    async def _heard(self, subject: str, amount: int) -> int:
-        heard = await self._counters.add(subject, amount)
-        if heard.anew:
-            for tally in self._tallies.values():
-                tally.untold, tally.told, tally.taken = tally.untold + tally.told, 0, tally.taken - tally.told
-            self._leave("the counters have begun at nought")
-        return heard.value
+    async def _told(self, tallies: list["_Tally"]) -> None:
+        for answer in await asyncio.gather(*(self._tell(tally) for tally in tallies), return_exceptions=True):
+            if isinstance(answer, BaseException):
+                raise answer
+
+    def _notice_interruption(self) -> None:
+        if self._counters.interruptions != self._interruptions:
+            self._leave("the connection to the bus was lost")
 
     def _leave(self, reason: str) -> None:
-        if self._away.is_set():
+        if self._away:
             return
-        self._away.set()
+        self._away = True
         _alone.set(1)
         log.warning("rate limits: %s; each gateway counts for itself until all can count together again", reason)
 
@@ -275,16 +286,16 @@ class Limits:
 class _Tally:
     """What one caller has had of one bucket in one window, as far as this gateway knows."""
 
-    __slots__ = ("asking", "begins", "ends", "held", "limit", "lot", "subject", "taken", "told", "untold", "waiting")
+    __slots__ = ("asking", "begins", "ends", "held", "limit", "lot", "shared", "subject", "taken", "untold", "waiting")
 
-    def __init__(self, *, subject: str, begins: int, seconds: int, limit: int) -> None:
+    def __init__(self, *, subject: str, begins: int, seconds: int, limit: int, shared: bool) -> None:
         self.subject = subject
         self.begins = begins
         self.ends = begins + seconds
         self.limit = limit
+        self.shared = shared
         self.taken = 0  # by all gateways, when the counter was heard last
         self.held = 0  # taken by this one and not spent yet
-        self.told = 0  # taken by this one
         self.untold = 0  # spent on our own account: the counter doesn't know yet
         self.lot = 0  # how many were taken at once last
         self.waiting = 0

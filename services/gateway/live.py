@@ -1,9 +1,10 @@
 """The log as it grows, for any number of watchers: one subscription per process, replay by direct gets, no consumer per connection."""
 
 import asyncio
+import heapq
 from collections import defaultdict, deque
-from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, contextmanager, suppress
 
 import nats.errors
 from nats.aio.client import Client
@@ -16,6 +17,8 @@ from services.gateway.steps import Telemetry
 
 BUFFER = 1000
 """Facts a watcher may be behind. One that is slower is closed and comes back with its last id."""
+_AT_ONCE = 500
+"""Facts of the past that a watcher holds at most."""
 
 _watchers = Gauge("trainyard_live_watchers", "Open live streams")
 
@@ -77,19 +80,19 @@ class Live:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._deserted.wait(), patience)
 
-    async def watch(self, tenant: str, *, after: int, about: str = "", heartbeat: float = 15.0) -> AsyncGenerator[RawFact | None, None]:
-        """Every fact of a workspace (or about one thing in it) after a position, exactly once and in order, for ever. None is a heartbeat."""
+    async def watch(self, *tenants: str, after: int, about: str = "", heartbeat: float = 15.0) -> AsyncGenerator[RawFact | None, None]:
+        """Every fact of some workspaces (or about one thing in them) after a position, exactly once and in order, for ever. None is a heartbeat."""
         watcher = _Watcher(after)
-        place = self._watchers[_key(tenant, about)]
-        place.add(watcher)
+        places = [_key(tenant, about) for tenant in tenants]
+        for place in places:
+            self._watchers[place].add(watcher)
         _watchers.inc()
-        pattern = f"ev.{tenant}.*.*.{about}" if about else f"ev.{tenant}.>"
         try:
             while not self._closed or (watcher.buffer and not watcher.lost):
                 if watcher.lost:
                     watcher.found()
                     try:
-                        async for raw in self._log.scan_raw(pattern, after=watcher.seq):
+                        async for raw in past(self._log, tenants, after=watcher.seq, about=about):
                             watcher.seq = raw.seq
                             yield raw
                             if self._closed:
@@ -109,9 +112,10 @@ class Live:
                 if not (self._closed or watcher.buffer or watcher.lost or await watcher.news(heartbeat)):
                     yield None
         finally:
-            place.discard(watcher)
-            if not place:
-                self._watchers.pop(_key(tenant, about), None)
+            for place in places:
+                self._watchers[place].discard(watcher)
+                if not self._watchers[place]:
+                    del self._watchers[place]
             _watchers.dec()
 
     async def _heard(self, msg: Msg) -> None:
@@ -141,6 +145,29 @@ class Live:
 
     def _all(self) -> list["_Watcher"]:
         return [watcher for place in self._watchers.values() for watcher in place]
+
+
+async def past(log: EventLog, tenants: Sequence[str], *, after: int, about: str = "", page: int = _AT_ONCE) -> AsyncGenerator[RawFact, None]:
+    """Every fact of some workspaces (or about one thing in them) behind a position, in the log's order."""
+    patterns = [f"ev.{tenant}.*.*.{about}" if about else f"ev.{tenant}.>" for tenant in tenants]
+    if len(patterns) == 1:
+        async for raw in log.scan_raw(patterns[0], after=after, page=page):
+            yield raw
+        return
+    last = (await log.position()).last  # one workspace is read after another: what happens meanwhile is not for this time
+    async with AsyncExitStack() as stack:
+        stories = [
+            await stack.enter_async_context(aclosing(log.scan_to(pattern, last=last, after=after, page=1 + page // len(patterns)))) for pattern in patterns
+        ]
+        heads = [(raw.seq, n, raw) for n, raw in enumerate(await asyncio.gather(*(anext(story, None) for story in stories))) if raw]
+        heapq.heapify(heads)
+        while heads:
+            _, n, raw = heads[0]
+            yield raw
+            if following := await anext(stories[n], None):
+                heapq.heapreplace(heads, (following.seq, n, following))
+            else:
+                heapq.heappop(heads)
 
 
 class _Watcher:

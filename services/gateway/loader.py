@@ -10,7 +10,8 @@ from prometheus_client import Counter
 
 from libs.events import Claim
 from libs.storage import Damaged, Missing, Storage, StorageDown
-from services.gateway.views import leases
+from services.gateway.domain.jobs import CHUNK
+from services.gateway.views import chunks, examples, leases
 from services.gateway.views.database import DOWN, UNFIT
 from services.gateway.views.progress import Progress
 
@@ -22,7 +23,7 @@ LARGEST = 8 * 1024 * 1024
 
 _loaded = Counter("trainyard_loaded_rows_total", "Rows of parts copied into the views by this process")
 
-COLUMNS = (
+EXAMPLES = (
     "id",
     "tenant",
     "project_id",
@@ -39,6 +40,7 @@ COLUMNS = (
     "token_count",
     "created_at",
 )
+CHUNKS = ("id", "tenant", "project_id", "file_id", "job_id", "position", "chunk_index", "content", "token_count", "metadata", "created_at")
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +55,19 @@ class Line(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     message: str
     tokens: int
+    file_id: str = ""
+    """The document that a generated example was made from."""
+
+
+class Chunk(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of a part of a chunk job."""
+
+    id: str
+    file_id: str
+    index: int
+    content: str
+    tokens: int
+    metadata: msgspec.Raw
 
 
 class Broken(Exception):
@@ -60,6 +75,7 @@ class Broken(Exception):
 
 
 _lines = msgspec.json.Decoder(Line)
+_chunks = msgspec.json.Decoder(Chunk)
 
 
 class Loader:
@@ -89,17 +105,16 @@ class Loader:
         while await load_next(self._db, self._storage):
             if not await leases.hold(self._db, LEASE, self._holder):
                 return
+        await chunks.clear(self._db)
 
 
 async def load_next(db: asyncpg.Pool, storage: Storage) -> bool:
     """The oldest part that waits. False when none does. Loading twice is harmless: the part's row says when it is done."""
-    part = await db.fetchrow(
-        "select p.*, exists (select from files f where f.job_id = p.job_id) as owned from parts p where p.state = 'pending' order by p.seq limit 1"
-    )
+    part = await examples.next_part(db)
     if part is None:
         return False
-    if not part["owned"]:
-        await db.execute("delete from parts where id = $1", part["id"])  # its file was deleted meanwhile, and its object with it
+    if not part["owned"] or part["outdated"]:
+        await db.execute("delete from parts where id = $1", part["id"])  # what it was made from was deleted meanwhile, and its object goes too
         return True
     try:
         records = await _read(part, storage)
@@ -117,12 +132,12 @@ async def load_next(db: asyncpg.Pool, storage: Storage) -> bool:
     return True
 
 
-async def _read(part: asyncpg.Record, storage: Storage) -> list[Line]:
+async def _read(part: asyncpg.Record, storage: Storage) -> list[Line] | list[Chunk]:
     if part["size"] > LARGEST:
         raise Broken(f"{part['size']} bytes are more than a part may have")
     data = await storage.get(Claim(key=part["key"], sha256=part["sha256"], size=part["size"]))
     try:
-        records = _lines.decode_lines(data)
+        records = _chunks.decode_lines(data) if part["kind"] == CHUNK else _lines.decode_lines(data)
     except msgspec.MsgspecError as error:
         raise Broken(str(error)) from error
     if len(records) != part["rows"]:
@@ -130,36 +145,32 @@ async def _read(part: asyncpg.Record, storage: Storage) -> list[Line]:
     return records
 
 
-async def _write(session: Any, part: asyncpg.Record, records: list[Line], error: str) -> None:
-    """The owner may have been deleted meanwhile; then nothing is loaded and nothing remains."""
-    owner = await session.fetchrow("select id, project_id from files where job_id = $1 for share", part["job_id"])  # files first, as the projector locks them
+async def _write(session: Any, part: asyncpg.Record, records: list[Line] | list[Chunk], error: str) -> None:
+    """What the rows were made from may have been deleted meanwhile; then they aren't loaded and nothing remains."""
+    made_from = {row["id"] for row in await session.fetch(_MADE_FROM, part["job_id"], part["project_id"], part["kind"])}  # before parts, as the projector does
     if not await session.fetchval("select true from parts where id = $1 and state = 'pending' for update", part["id"]):
         return
-    if owner is None:
+    if not made_from:
         await session.execute("delete from parts where id = $1", part["id"])
         return
     if not error:
-        rows = [_record(part, owner, line) for line in records]
-        await session.copy_records_to_table("examples", columns=COLUMNS, records=rows)
+        table, columns = ("chunks", CHUNKS) if part["kind"] == CHUNK else ("examples", EXAMPLES)
+        rows = [row for line in records if (row := _row(part, line, made_from))]
+        await session.copy_records_to_table(table, columns=columns, records=rows)
         _loaded.inc(len(rows))
     await session.execute("update parts set state = $2 where id = $1", part["id"], "broken" if error else "loaded")
 
 
-def _record(part: asyncpg.Record, owner: asyncpg.Record, line: Line) -> tuple[Any, ...]:
-    return (
-        line.id,
-        part["tenant"],
-        owner["project_id"],
-        owner["id"],
-        part["job_id"],
-        part["seq"],
-        line.row,
-        line.split,
-        line.format,
-        line.data,
-        line.valid,
-        line.reason,
-        line.message,
-        line.tokens,
-        part["created_at"],
-    )
+_MADE_FROM = "select id from files where case when $3 = 'ingest' then job_id = $1 else project_id = $2 end for share"
+"""Held against the projector, which locks files first too: a file that is deleted from now on takes along what is loaded here."""
+
+
+def _row(part: asyncpg.Record, line: Line | Chunk, made_from: set[str]) -> tuple[Any, ...] | None:
+    file_id = line.file_id or next(iter(made_from))
+    if file_id not in made_from:
+        return None
+    place = (part["tenant"], part["project_id"], file_id, part["job_id"], part["seq"])
+    if isinstance(line, Chunk):
+        return (line.id, *place, line.index, line.content, line.tokens, line.metadata, part["created_at"])
+    told = (line.row, line.split, line.format, line.data, line.valid, line.reason, line.message, line.tokens, part["created_at"])
+    return (line.id, *place, *told)

@@ -69,6 +69,7 @@ async def test_killed_between_the_fact_and_its_view_a_gateway_leaves_the_command
     assert [found.seq for found in await log.read(f"ev.local.project.*.{again.json()['id']}")] == [fact.seq]
 
 
+@pytest.mark.alone
 async def test_killed_while_projecting_a_gateway_is_followed_by_the_other_within_4_s(whole: Platform, http: httpx.AsyncClient):
     projecting, other = await whole.two_roles()
 

@@ -189,6 +189,7 @@ async def test_an_export_may_be_killed(yard: Yard, undisturbed: TrainingComplete
     assert len(await yard.ends(killed_export)) == 1
 
 
+@pytest.mark.alone
 async def test_a_run_is_cancelled_wherever_it_is(yard: Yard):
     """While it trains, while it waits for a worker, while its model is loaded, while its rows are put together, and not any more."""
     first, second, third = yard, yard.another(), yard.another()

@@ -54,11 +54,11 @@ def own_log(own_nc: Client) -> EventLog:
 
 
 @pytest.fixture
-def service(own_log: EventLog, storage: Storage) -> Iterator[Preparations]:
+def service(place: Servers, own_log: EventLog, storage: Storage) -> Iterator[Preparations]:
     """What a replica does with a delivery, without the delivery."""
-    yield from replica(own_log, storage)
+    yield from replica(place, own_log, storage)
 
 
 @pytest.fixture
-def another(own_log: EventLog, storage: Storage) -> Iterator[Preparations]:
-    yield from replica(own_log, storage)
+def another(place: Servers, own_log: EventLog, storage: Storage) -> Iterator[Preparations]:
+    yield from replica(place, own_log, storage)

@@ -72,7 +72,7 @@ class Gone(Storage):
 @asynccontextmanager
 async def gone(place: Servers, log: EventLog, *, asking: Callable[[], Awaitable[None]]) -> AsyncIterator[Preparations]:
     storage = Gone(settings_of(place), asking=asking)
-    preparations = Preparations(log, storage, workers=1)
+    preparations = Preparations(log, storage, workers=1, settings=settings_of(place))
     yield preparations
     preparations.close()
     storage.close()

@@ -286,7 +286,7 @@ class Wary(Storage):
 @asynccontextmanager
 async def wary(place: Servers, log: EventLog, *, at: int, failing: Exception | None = None) -> AsyncIterator[tuple[Wary, Preparations]]:
     storage = Wary(settings_of(place), at=at, failing=failing)
-    preparations = Preparations(log, storage, workers=2)
+    preparations = Preparations(log, storage, workers=2, settings=settings_of(place))
     yield storage, preparations
     preparations.close()
     storage.close()

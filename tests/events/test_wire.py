@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from libs.events import EVENTS, Event, JobCreated, ProjectCreated, Unreadable, decode, encode, kind, schema, uuid7
+from libs.events import EVENTS, Event, JobCreated, Origin, ProjectCreated, Unreadable, decode, encode, kind, schema, uuid7
 from libs.events.catalog import LARGEST, envelope
 from libs.events.storable import NotStorable
 from libs.events.upcast import UPCAST, upcast
@@ -125,7 +125,7 @@ def test_a_value_nested_without_end_is_refused_like_any_other():
 def test_the_envelope_is_a_cloud_event():
     event = JobCreated(job_id="j", kind="ingest", stages=[], inputs={})
 
-    made = json.loads(encode(envelope(event, origin=golden.Origin(tenant="local"), source="/test", id=golden.ID, at=golden.AT)))
+    made = json.loads(encode(envelope(event, origin=Origin(tenant="local"), source="/test", id=golden.ID, at=golden.AT)))
 
     assert made == {
         "specversion": "1.0",
@@ -137,7 +137,18 @@ def test_the_envelope_is_a_cloud_event():
         "dataschema": "urn:trainyard:job.created:1",
         "tenant": "local",
         "correlationid": golden.ID,
-        "data": {"type": "job.created", "job_id": "j", "kind": "ingest", "stages": [], "inputs": {}, "spec": {}, "project_id": "", "request": ""},
+        "data": {
+            "type": "job.created",
+            "job_id": "j",
+            "kind": "ingest",
+            "stages": [],
+            "inputs": {},
+            "spec": {},
+            "project_id": "",
+            "request": "",
+            "payer": "",
+            "price": 0,
+        },
     }
 
 

@@ -432,6 +432,7 @@ def test_attempts_come_back_with_time_and_the_right_password_clears_a_persons_ow
         attempts.count(address="a", name="ann")
 
 
+@pytest.mark.alone
 async def test_how_long_a_refusal_takes_does_not_tell_whether_there_is_such_a_user(door: httpx.AsyncClient, ann: Person):
     took: dict[str, list[float]] = {ann.username: [], "nobody-at-all": []}
     for _ in range(15):
@@ -445,6 +446,7 @@ async def test_how_long_a_refusal_takes_does_not_tell_whether_there_is_such_a_us
     assert 0.6 < known / unknown < 1.7
 
 
+@pytest.mark.alone
 async def test_hashing_never_queues_without_end_nor_holds_up_the_loop():
     passwords = Passwords()
     started = time.perf_counter()

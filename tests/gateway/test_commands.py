@@ -32,6 +32,12 @@ async def db(servers: Servers) -> AsyncIterator[asyncpg.Pool]:
     await made.close()
 
 
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody here waits for a view that nobody projects into."""
+    monkeypatch.setattr("services.gateway.commands.VISIBLE", 0.01)
+
+
 @pytest.fixture
 def commands(log: EventLog, db: asyncpg.Pool) -> Commands:
     return a_gateway(log, db)

@@ -314,7 +314,8 @@ def test_money_adds_up_at_every_position_whatever_crashes_and_is_repeated(seed: 
             case CreditCaptured(job_id=job, amount=amount):
                 assert aside.pop(job) == amount
                 settled[job] += 1
-                assert job in ledger.begun and not isinstance(ledger.ends[job], TrainingFailed)
+                assert job in ledger.begun
+                assert not isinstance(ledger.ends[job], TrainingFailed)
             case CreditReleased(job_id=job, amount=amount):
                 assert aside.pop(job) == amount
                 balance += amount

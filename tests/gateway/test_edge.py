@@ -14,7 +14,7 @@ from services.gateway.domain.user import Principal
 from services.gateway.edge import Edge
 from services.gateway.tokens import Bad
 from tests.kit.eventually import eventually
-from tests.kit.gateway import bare, client, footprint, free_port, plain
+from tests.kit.gateway import bare, client, footprint, own_port, plain
 from tests.kit.servers import revive
 
 FORMS = {
@@ -373,10 +373,12 @@ async def test_reading_goes_on_while_the_log_is_away(mortal: Servers, its_gatewa
     assert one.json()["name"] == "kept"
 
 
+@pytest.mark.alone
 async def test_a_gateway_that_still_waits_for_its_parts_can_be_stopped(mortal: Servers):
     for server in ("nats", "postgres"):
         mortal[server].kill()
-        waiting = mortal.service("gateway", port=free_port(), label=f"waits-for-{server}")
+        label = f"waits-for-{server}"
+        waiting = mortal.service("gateway", port=own_port(mortal, label), label=label)
         waiting.spawn()
         try:
             await eventually(lambda waiting=waiting: "waiting" in waiting.last_words() or "bus:" in waiting.last_words(), patience=20)

@@ -3,8 +3,8 @@
 import asyncio
 import json
 import os
-from collections.abc import Iterator
-from itertools import product
+from collections.abc import Iterator, Sequence
+from itertools import combinations, product
 from typing import Any
 from uuid import uuid4
 
@@ -15,7 +15,7 @@ from infra.embedded import Process, Servers
 from libs.events import Event, Origin, PreparationCancelled, PreparationCompleted, PreparationFailed, PreparationStarted
 from libs.events.log import EventLog, Write
 from tests.kit.eventually import eventually
-from tests.kit.gateway import KEPT, bare, client, footprint, free_port, running, stored
+from tests.kit.gateway import KEPT, bare, client, footprint, running, stored
 
 ASKED = {
     "name": "Mon projet Q&A",
@@ -421,8 +421,24 @@ async def test_one_bad_file_refuses_the_whole_form(api: httpx.AsyncClient, serve
     assert answer["detail"] == "File 'b.json' has unsupported MIME type 'application/pdf'"
 
 
-async def test_documents_are_clearly_not_read_yet(api: httpx.AsyncClient, servers: Servers, log: EventLog, project: str):
-    await refused_without_a_trace(api, servers, log, project, text_part("kind", b"raw_doc"), file_part("a.txt", b"some words"), status=501, field="kind")
+async def test_a_document_is_stored_without_a_job(api: httpx.AsyncClient, project: str):
+    answer = await send_form(
+        api, project, text_part("kind", b"raw_doc"), file_part("notes.md", b"# Notes\n\nSome words, and more.\n"), file_part("a.pdf", b"%PDF-1.4")
+    )
+
+    files = answer.json()["files"]
+    assert [(file["mime_type"], file["kind"], file["job_id"]) for file in files] == [("text/markdown", "raw_doc", ""), ("application/pdf", "raw_doc", "")]
+    assert (await api.get(f"/projects/{project}/jobs")).json()["jobs"] == []
+
+
+async def test_prose_that_looks_like_a_table_is_a_document_by_its_name(api: httpx.AsyncClient, servers: Servers, log: EventLog, project: str):
+    table = b"name,age\nAnn,4\nBob,5\n"
+
+    taken = await send_form(api, project, text_part("kind", b"raw_doc"), file_part("letter.txt", table))
+    refused = await refused_without_a_trace(api, servers, log, project, text_part("kind", b"raw_doc"), file_part("a.csv", table), status=400, field="files")
+
+    assert taken.json()["files"][0]["mime_type"] == "text/plain"
+    assert refused["detail"] == "File 'a.csv' has unsupported MIME type 'text/csv'"
 
 
 FORMS = {
@@ -772,7 +788,7 @@ async def test_no_operation_breaks_hangs_or_writes_whatever_it_is_given(api: htt
     bodies = [None] if method in ("GET", "DELETE") else [None, b"{}", b"\0" * 1000, b"[" * 5000]
     before = await footprint(log, servers)
 
-    for id, query, headers, body in product(ids, QUERIES, HEADERS, bodies):
+    for id, query, headers, body in each_with_each(ids, QUERIES, HEADERS, bodies):
         given: Any = {name: value.encode("latin-1") for name, value in headers.items()}
         answer = await asyncio.wait_for(api.request(method, path.format(id, id) + query, headers=given, content=body), timeout=5)
 
@@ -781,12 +797,24 @@ async def test_no_operation_breaks_hangs_or_writes_whatever_it_is_given(api: htt
     assert await footprint(log, servers) == before
 
 
+def each_with_each(*kinds: Sequence[Any]) -> Iterator[list[Any]]:
+    """Rows in which every value meets every value of the other kinds; all rows there could be are ten times as many."""
+    met: set[tuple[int, int, int, int]] = set()
+    for one, other in combinations(range(len(kinds)), 2):
+        for turn, (first, second) in enumerate(product(range(len(kinds[one])), range(len(kinds[other])))):
+            if (one, first, other, second) not in met:
+                row = [turn % len(kind) for kind in kinds]
+                row[one], row[other] = first, second
+                met |= {(a, row[a], b, row[b]) for a, b in combinations(range(len(kinds)), 2)}
+                yield [kind[place] for kind, place in zip(kinds, row, strict=True)]
+
+
 # ---- all the way through: the datasets service reads what is uploaded
 
 
 @pytest.fixture(scope="module")
 def datasets(servers: Servers) -> Iterator[Process]:
-    process = servers.service("datasets", port=free_port(), label="datasets")
+    process = servers.service("datasets")
     process.start()
     yield process
     process.stop()

@@ -1,6 +1,7 @@
-"""Every operation there is, as its owner, a stranger, and people without a good token: nobody learns or touches what is another's.
+"""Every operation there is, as its owner, members of each role, a removed one, a stranger, and people without a good token.
 
-A new operation is walked by itself. One with a new kind of id, or that needs a body, is to be named below.
+Nobody learns or touches what is another's, and nobody in a workspace does more there than the role allows. A new operation is walked by itself. One with a
+new kind of id, or that needs a body, is to be named below.
 """
 
 import re
@@ -15,6 +16,7 @@ import pytest
 from infra.embedded import Process
 from libs.tiny import BASE
 from services.gateway.app import openapi
+from services.gateway.domain.workspace import may
 from services.gateway.edge import DOORS, OPEN
 from tests.kit.gateway import bare, plain
 from tests.kit.people import PASSWORD, Person, bearer, expired, registered
@@ -31,11 +33,21 @@ BODIES: dict[Operation, dict[str, Any]] = {
     ("PATCH", "/webhooks/{webhook_id}"): {"json": {"description": "taken over"}},
     ("POST", "/webhooks/{webhook_id}/replay"): {"json": {"from": 1}},
     ("PATCH", "/v2/users/{user_id}"): {"json": {"role": "user"}},
+    ("POST", "/v2/users/{user_id}/credits"): {"json": {"amount": 1}},
     ("POST", "/projects"): {"json": {"name": "a stranger's own"}},
     ("POST", "/v2/keys"): {"json": {"name": "a stranger's own"}},
+    ("POST", "/v2/workspaces/{workspace_id}/members"): {"json": {"username": "nobody-has-this-name", "role": "viewer"}},
+    ("PATCH", "/v2/workspaces/{workspace_id}/members/{user_id}"): {"json": {"role": "viewer"}},
+    ("POST", "/v2/bus-credentials"): {"json": {"name": "a stranger's own"}},
+    ("POST", "/v2/users/{user_id}/credits"): {"json": {"amount": 1}},
     ("POST", "/webhooks"): {"json": {"url": "https://receiver.invalid/a-strangers-own", "events": ["training.completed"]}},
 }
-FOR_ADMINS = {("PATCH", "/v2/users/{user_id}")}
+FOR_ADMINS = {("PATCH", "/v2/users/{user_id}"), ("POST", "/v2/users/{user_id}/credits")}
+OF_A_WORKSPACE = {"workspace_id", "project_id", "job_id", "webhook_id"}
+OF_A_PERSON = {"user_id", "key_id", "credential_id"}
+"""What the first id of a path is of: that of a person is nobody else's, whatever workspaces they share."""
+FOR_OWNERS = ("/webhooks/", "/v2/workspaces/{workspace_id}/members")
+"""Of all that is in a workspace what needs to be its owner: to read these webhooks, and to change either."""
 LEAVING = {("POST", "/auth/logout"), ("POST", "/auth/password")}
 """Last of all: they end the session."""
 
@@ -61,6 +73,10 @@ def operations() -> list[Operation]:
 
 @pytest.fixture(scope="module")
 async def owned(door: httpx.AsyncClient) -> Owned:
+    return await owner_of_everything(door)
+
+
+async def owner_of_everything(door: httpx.AsyncClient) -> Owned:
     person = await registered(door)
 
     async def made(path: str, **body: Any) -> Any:
@@ -78,12 +94,25 @@ async def owned(door: httpx.AsyncClient) -> Owned:
         "example_id": str(uuid4()),
         "filename": "adapter_config.json",
         "user_id": person.id,
+        "workspace_id": person.id,
+        "webhook_id": (await made("/webhooks", json={"url": "https://receiver.invalid/secret-of-the-owner", "events": ["training.completed"]}))["id"],
+        "credential_id": (await made("/v2/bus-credentials", json={"name": "secret-of-the-owner"}))["id"],
         "key_id": (await made("/v2/keys", json={"name": "secret-of-the-owner"}))["id"],
     }
-    webhook = {"url": "https://receiver.invalid/secret-of-the-owner", "events": ["training.completed"]}
-    if ("POST", "/webhooks") in {(method.upper(), path) for path, item in openapi()["paths"].items() for method in item}:
-        ids["webhook_id"] = (await made("/webhooks", json=webhook))["id"]
     return Owned(person, ids)
+
+
+def first_id(operation: Operation) -> str:
+    found = re.search(r"\{([^}]*)\}", operation[1])
+    assert found is None or found[1] in OF_A_WORKSPACE | OF_A_PERSON, f"{operation}: say above whether a {found[1]} is of a workspace or of a person"
+    return found[1] if found else ""
+
+
+def needed(operation: Operation) -> str:
+    method, path = operation
+    if path.startswith("/webhooks/") or (path.startswith(FOR_OWNERS) and method != "GET"):
+        return "manage"
+    return "read" if method == "GET" else "change"
 
 
 def is_open(operation: Operation) -> bool:
@@ -141,15 +170,66 @@ async def test_what_is_anothers_is_not_there(door: httpx.AsyncClient, owned: Own
     assert vain == []
 
 
-async def test_a_socket_about_anothers_job_is_refused(guarded: Process, door: httpx.AsyncClient, owned: Owned):
-    stranger = await registered(door)
+@pytest.mark.parametrize("role", ["viewer", "annotator", "editor"])
+async def test_a_member_gets_as_far_as_the_role_goes_and_a_removed_one_nowhere(door: httpx.AsyncClient, operations: list[Operation], role: str):
+    owned, member, stranger = await owner_of_everything(door), await registered(door), await registered(door)
+    ann = owned.person
+    as_owner, as_member, as_stranger = (asking(door, owned, person.headers) for person in (ann, member, stranger))
+    there = [operation for operation in operations if first_id(operation) in OF_A_WORKSPACE]
+    elsewhere = [operation for operation in operations if first_id(operation) in OF_A_PERSON and operation not in FOR_ADMINS]
+    unlike_stranger = {operation: await as_stranger(operation) for operation in there + elsewhere}
+    members = f"/v2/workspaces/{ann.id}/members"
+
+    assert (await door.post(members, json={"username": member.username, "role": role}, headers=ann.headers)).status_code == 201
+    wrong = []
+    for operation in there:
+        owners = await as_owner(operation) if operation[0] == "GET" else None
+        answer = await as_member(operation)
+        if not may(role, needed(operation)):
+            right = answer[0] == 403
+        elif owners and not operation[1].startswith("/v2/workspaces"):  # there each reads the own role
+            right = answer == owners
+        else:
+            right = answer[0] not in (401, 403) and answer != unlike_stranger[operation]
+        wrong += [] if right else [(operation, answer, owners)]
+    wrong += [(operation, answer, "of a person") for operation in elsewhere if (answer := await as_member(operation)) != unlike_stranger[operation]]
+    assert wrong == []
+
+    assert (await door.delete(f"{members}/{member.id}", headers=ann.headers)).status_code == 204
+    wrong += [(operation, answer, "removed") for operation in there if (answer := await as_member(operation)) != unlike_stranger[operation]]
+    assert wrong == []
+
+
+async def test_naming_anothers_workspace_helps_nobody(door: httpx.AsyncClient, owned: Owned, operations: list[Operation]):
+    removed, stranger = await registered(door), await registered(door)
+    members, ann = f"/v2/workspaces/{owned.person.id}/members", owned.person
+    await door.post(members, json={"username": removed.username, "role": "editor"}, headers=ann.headers)
+    await door.delete(f"{members}/{removed.id}", headers=ann.headers)
+    before, leaks = await whats_hers(door, owned), []
+
+    for person in (removed, stranger):
+        ask = asking(door, owned, {**person.headers, "X-Workspace": ann.id})
+        for operation in operations:
+            if "{" not in operation[1] and operation not in LEAVING and not is_open(operation):
+                status, text = await ask(operation)
+                leaks += [(operation, status, text)] if any(word in text for word in (ann.username, "secret-of-the-owner")) else []
+
+    assert leaks == []
+    assert await whats_hers(door, owned) == before
+
+
+async def test_a_socket_about_a_job_is_refused_to_who_may_not_see_it(guarded: Process, door: httpx.AsyncClient, owned: Owned):
+    stranger, member = await registered(door), await registered(door)
+    await door.post(f"/v2/workspaces/{owned.person.id}/members", json={"username": member.username, "role": "viewer"}, headers=owned.person.headers)
     upgrade = (b"Host: localhost", b"Upgrade: websocket", b"Sec-WebSocket-Version: 13", b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==")
     statuses = []
-    for token in ("", owned.person.refresh, expired(owned.person), stranger.access):
+    for token in ("", owned.person.refresh, expired(owned.person), stranger.access, member.access):
+        if token == member.access:
+            await door.delete(f"/v2/workspaces/{owned.person.id}/members/{member.id}", headers=owned.person.headers)
         request = plain("GET", f"/ws/progress/{owned.ids['job_id']}?token={token}", headers=upgrade).replace(b"Connection: close", b"Connection: Upgrade")
         statuses.append((await bare(guarded, request))[0])
 
-    assert statuses == [401, 401, 401, 404]
+    assert statuses == [401, 401, 401, 404, 404]
 
 
 async def entered(door: httpx.AsyncClient, person: Person) -> str:

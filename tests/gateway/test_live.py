@@ -240,6 +240,7 @@ async def test_pages_of_events_follow_each_other(api: httpx.AsyncClient):
     assert names == ["0", "1", "2", "3", "4"]
 
 
+@pytest.mark.alone
 async def test_a_gateway_with_a_hundred_open_streams_ends_them_and_itself_when_asked(servers: Servers):
     with running(servers, label="gateway-to-end") as gateway:
         async with client(gateway, limits=httpx.Limits(max_connections=None)) as api:

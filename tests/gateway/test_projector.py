@@ -216,6 +216,7 @@ async def test_whoever_is_behind_the_checkpoint_is_fenced_and_writes_nothing(her
         second.terminate()
 
 
+@pytest.mark.alone
 async def test_of_several_projectors_one_works_and_another_takes_over_when_it_ends(here: World):
     async with running(here.projector("second")):
         await write(here.log, 3)

@@ -24,9 +24,11 @@ from libs.storage import Storage
 from services.gateway import live as live_module
 from services.gateway.api.autotrainx import progress
 from services.gateway.api.autotrainx.progress import Sockets
+from services.gateway.audience import Audience
 from services.gateway.commands import Commands
-from services.gateway.domain.user import LOCAL
+from services.gateway.domain.user import LOCAL, Principal
 from services.gateway.live import Live
+from services.gateway.places import Places
 from services.gateway.views.progress import Progress
 from tests.kit.eventually import eventually
 from tests.kit.gateway import client, running
@@ -352,6 +354,7 @@ async def test_the_end_is_told_also_when_the_bus_was_away_meanwhile(mortal: Serv
     assert (one.frames[-1]["status"], one.frames[-1]["completed_steps"], one.code) == ("completed", 9, 1000)
 
 
+@pytest.mark.alone
 async def test_a_gateway_with_a_hundred_open_sockets_says_that_it_goes_and_ends_within_two_seconds(servers: Servers, created: NewRun):
     run = await begun(await created())
     with running(servers, label="gateway-to-end") as gateway:
@@ -402,7 +405,12 @@ async def in_process(servers: Servers, storage: Storage) -> AsyncIterator[tuple[
     await live.listen(nc)
     pool = await asyncpg.create_pool(servers.environ("gateway", port=1)["TRAINYARD_DATABASE_URL"], min_size=0)
     commands = Commands(log, Progress(), [], fill=lambda: 0.0)
-    yield live, Sockets(db=pool, log=log, live=live, storage=storage, commands=commands)
+
+    async def who(_: str) -> Principal:
+        return LOCAL
+
+    audience = Audience(who, most=100, every=30)
+    yield live, Sockets(db=pool, log=log, live=live, places=Places(pool, log), audience=audience, storage=storage, commands=commands)
     live.close()
     await pool.close()
     await nc.close()

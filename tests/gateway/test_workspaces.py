@@ -1,21 +1,35 @@
 """Workspaces: who may do what in them, and that access begins and ends with the membership."""
 
 import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from infra.embedded import Process, Servers
-from libs.events import Event, UserDeleted, WorkspaceCreated, WorkspaceMemberAdded, WorkspaceMemberRemoved, WorkspaceMemberRoleChanged
-from libs.events.log import EventLog
+from libs.events import (
+    Address,
+    Event,
+    JobCreated,
+    Origin,
+    ProjectRunStarted,
+    WorkspaceCreated,
+    WorkspaceMemberAdded,
+    WorkspaceMemberRemoved,
+    WorkspaceMemberRoleChanged,
+)
+from libs.events.log import EventLog, Write
 from services.gateway.domain.errors import AlreadyMember, NotFound, OwnerStays, RoleMissing, TooManyMembers, TooManyMemberships
 from services.gateway.domain.workspace import (
-    CHANGE,
-    MANAGE,
     MEMBERS,
     MEMBERSHIPS,
-    READ,
     AddMember,
     ChangeMember,
     RemoveMember,
@@ -30,7 +44,7 @@ from services.gateway.views.database import pool
 from tests.kit.eventually import eventually
 from tests.kit.gateway import client, running
 from tests.kit.given import given
-from tests.kit.people import JWT, PASSWORD, Person, bearer, registered
+from tests.kit.people import JWT, PASSWORD, Person, bearer, forged, registered
 
 CREATED = WorkspaceCreated(workspace_id="w", owner_id="o")
 
@@ -86,7 +100,9 @@ def test_a_role_is_changed_and_stays_since_when_it_was():
     assert workspace(added("u"), changed).members["u"].since == workspace(added("u")).members["u"].since
 
 
-@pytest.mark.parametrize("order", [add("v", by="u"), ChangeMember(workspace_id="w", by="u", user_id="u", role="editor"), remove("v", by="u"), remove("o", by="u")])
+@pytest.mark.parametrize(
+    "order", [add("v", by="u"), ChangeMember(workspace_id="w", by="u", user_id="u", role="editor"), remove("v", by="u"), remove("o", by="u")]
+)
 def test_only_the_owner_manages_members(order: Any):
     with pytest.raises(RoleMissing):
         decide(workspace(added("u"), added("v")), order)
@@ -153,6 +169,20 @@ class Room:
     async def put_out(self, person: Person) -> None:
         answer = await self.door.delete(f"{self.path}/members/{person.id}", headers=self.ann.headers)
         assert answer.status_code == 204, answer.text
+
+
+@pytest.fixture(scope="module")
+def strict_gateway(servers: Servers) -> Iterator[Process]:
+    """A second one, which looks often at whoever listens and allows little of everything."""
+    few = {"TRAINYARD_ACCESS_CHECK_SECONDS": "0.3", "TRAINYARD_STREAMS_PER_USER": "3", "TRAINYARD_WEBHOOKS_PER_WORKSPACE": "2"}
+    with running(servers, label="gateway-strict", environ={**JWT, **few, "TRAINYARD_LOGIN_ATTEMPTS": "2"}) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+async def strict(strict_gateway: Process) -> AsyncIterator[httpx.AsyncClient]:
+    async with client(strict_gateway) as api:
+        yield api
 
 
 @pytest.fixture
@@ -279,14 +309,11 @@ async def test_who_cannot_be_let_in(door: httpx.AsyncClient, room: Room, body: d
     assert refused.headers["content-type"] == "application/problem+json"
 
 
-async def test_only_its_owner_learns_whether_there_is_a_user_and_no_faster_than_by_registering(servers: Servers):
-    with running(servers, label="gateway-wary", environ={**JWT, "TRAINYARD_LOGIN_ATTEMPTS": "2"}) as process:
-        async with client(process) as api:
-            ann, ben = await registered(api), await registered(api)
-            members = f"/v2/workspaces/{ann.id}/members"
+async def test_only_its_owner_learns_whether_there_is_a_user_and_no_faster_than_by_registering(strict: httpx.AsyncClient, room: Room, door: httpx.AsyncClient):
+    stranger = await registered(door)
 
-            by_another = await api.post(members, json={"username": "who", "role": "viewer"}, headers=ben.headers)
-            asked = [await api.post(members, json={"username": f"who-{n}", "role": "viewer"}, headers=ann.headers) for n in range(12)]
+    by_another = await strict.post(f"{room.path}/members", json={"username": "who", "role": "viewer"}, headers=stranger.headers)
+    asked = [await strict.post(f"{room.path}/members", json={"username": f"who-{n}", "role": "viewer"}, headers=room.ann.headers) for n in range(16)]
 
     assert by_another.status_code == 404
     assert {answer.status_code for answer in asked} == {422, 429}
@@ -311,19 +338,17 @@ async def test_a_removed_member_meets_nothing_any_more_and_comes_back_when_he_is
     assert (await door.get(f"/projects/{room.project}", headers=ben.headers)).status_code == 404
 
 
-async def test_another_gateway_lets_in_and_out_within_two_seconds(door: httpx.AsyncClient, room: Room, servers: Servers):
+async def test_another_gateway_lets_in_and_out_within_two_seconds(door: httpx.AsyncClient, room: Room, strict: httpx.AsyncClient):
     ben = await registered(door)
-    with running(servers, label="gateway-two", environ=JWT) as second:
-        async with client(second) as other:
 
-            async def sees(status: int) -> bool:
-                return (await other.get(f"/projects/{room.project}", headers=ben.headers)).status_code == status
+    async def sees(status: int) -> bool:
+        return (await strict.get(f"/projects/{room.project}", headers=ben.headers)).status_code == status
 
-            assert await sees(404)
-            await room.let_in(ben)
-            await eventually(lambda: sees(200), patience=5)
-            await room.put_out(ben)
-            await eventually(lambda: sees(404), patience=5)
+    assert await sees(404)
+    await room.let_in(ben)
+    await eventually(lambda: sees(200), patience=5)
+    await room.put_out(ben)
+    await eventually(lambda: sees(404), patience=5)
 
 
 async def test_a_deleted_users_memberships_end_and_so_does_his_workspace(door: httpx.AsyncClient, room: Room):
@@ -381,3 +406,186 @@ async def test_the_view_says_what_the_facts_say(door: httpx.AsyncClient, room: R
         await db.close()
     assert state
     assert {id: member.role for id, member in state.members.items()} == {people[0].id: "viewer", people[1].id: "annotator"}
+
+
+# ---- streams
+
+
+LIVE = {"Accept": "text/event-stream"}
+
+
+async def run_in(room: Room, log: EventLog) -> str:
+    """A run that waits for ever."""
+    job, project = str(uuid4()), Address(tenant=room.ann.id, category="project", key=(room.project,))
+    created = JobCreated(job_id=job, kind="train", stages=["preparation", "training"], inputs={}, spec={"method": "lora"}, project_id=room.project)
+    begun = Write(events=[ProjectRunStarted(project_id=room.project, job_id=job)], after=(await log.read(project))[-1].seq)
+    await log.append([begun, Write(events=[created], after=0)], origin=Origin(tenant=room.ann.id))
+    return job
+
+
+class Listening:
+    """A stream of server-sent events that is read as it comes."""
+
+    def __init__(self, api: httpx.AsyncClient, path: str, token: str) -> None:
+        self._api, self._path, self._token = api, path, token
+        self.events: list[tuple[str, Any]] = []
+        self.opened = asyncio.Event()
+        self.task = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        async with self._api.stream("GET", self._path, headers={**LIVE, **bearer(self._token)}) as stream:
+            assert stream.status_code == 200
+            self.opened.set()
+            name = ""
+            async for line in stream.aiter_lines():
+                field, _, value = line.partition(": ")
+                if field == "event":
+                    name = value
+                elif field == "data":
+                    self.events.append((name, json.loads(value)))
+
+    async def ended(self) -> tuple[str, Any]:
+        await asyncio.wait_for(self.task, 10)
+        return self.events[-1]
+
+    async def close(self) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+
+async def listening(stack: AsyncExitStack, api: httpx.AsyncClient, path: str, token: str) -> Listening:
+    listening = Listening(api, path, token)
+    stack.push_async_callback(listening.close)
+    await asyncio.wait_for(listening.opened.wait(), 10)
+    return listening
+
+
+def socket(gateway: Process, token: str, job: str = "") -> connect:
+    return connect(f"ws://{gateway.part.address}/ws/progress{job and '/' + job}?token={token}", proxy=None, open_timeout=20)
+
+
+async def code_of(stack: AsyncExitStack, gateway: Process, token: str, job: str = "") -> "asyncio.Task[tuple[int, str]]":
+    """Once it is open: how it will be closed."""
+    opened = await stack.enter_async_context(socket(gateway, token, job))
+
+    async def closed() -> tuple[int, str]:
+        async for _ in opened:
+            continue
+        return opened.close_code or 0, opened.close_reason or ""
+
+    return asyncio.create_task(closed())
+
+
+async def test_a_stream_ends_with_what_opened_it(door: httpx.AsyncClient, strict: httpx.AsyncClient, strict_gateway: Process):
+    """Logged out, expired, a key revoked, the user deleted: the one whose access lasts goes on."""
+    ann, ben = await registered(door), await registered(door)
+    key = (await door.post("/v2/keys", json={"name": "listener"}, headers=ann.headers)).json()
+    now = int(time.time())
+    async with AsyncExitStack() as stack:
+        by_key = await listening(stack, strict, "/v2/events", key["key"])
+        by_socket = await code_of(stack, strict_gateway, key["key"])
+        out = await listening(stack, strict, "/v2/events", ann.access)
+        gone = await listening(stack, strict, "/v2/events", ben.access)
+        over = await listening(stack, strict, "/v2/events", forged(ben, iat=now, exp=now + 1))
+
+        ended = [await over.ended()]
+        assert not gone.task.done()
+        await door.post("/auth/logout", headers=ann.headers)
+        await door.delete(f"/v2/users/{ben.id}", headers=ben.headers)
+        ended += [await out.ended(), await gone.ended()]
+        assert not by_key.task.done()
+        await door.delete(f"/v2/keys/{key['id']}", headers=bearer(await entered(door, ann)))
+        ended.append(await by_key.ended())
+        closed = await asyncio.wait_for(by_socket, 10)
+
+    assert [name for name, _ in ended] == ["access_ended"] * 4
+    assert closed == (1008, "The token has expired or was revoked")
+
+
+async def test_a_member_hears_all_his_workspaces_in_one_order_until_he_is_out_of_one(
+    door: httpx.AsyncClient, strict: httpx.AsyncClient, strict_gateway: Process, room: Room, log: EventLog
+):
+    ben = await registered(door)
+    own = (await door.post("/projects", json={"name": "Ben's"}, headers=ben.headers)).json()["id"]
+    job = await run_in(room, log)
+    await room.let_in(ben)
+    async with AsyncExitStack() as stack:
+        everything = await listening(stack, strict, "/v2/events", ben.access)
+        run = await listening(stack, strict, f"/projects/{room.project}/train/logs/stream", ben.access)
+        by_socket = await code_of(stack, strict_gateway, ben.access, job)
+        for _ in range(3):
+            await door.patch(f"/projects/{room.project}", json={"name": uuid4().hex}, headers=room.ann.headers)
+            await door.patch(f"/projects/{own}", json={"name": uuid4().hex}, headers=ben.headers)
+        expected = (await door.get("/v2/events?limit=1000", headers=ben.headers)).json()["events"]
+        await eventually(lambda: len(everything.events) >= len(expected))
+
+        await room.put_out(ben)
+        ended = [await everything.ended(), await run.ended()]
+        closed = await asyncio.wait_for(by_socket, 10)
+        again = await listening(stack, strict, "/v2/events", ben.access)
+        await eventually(lambda: [event["data"] for _, event in again.events if event["data"].get("project_id") == own], of=4)
+
+    heard = [event["id"] for name, event in everything.events if name != "access_ended"]
+    assert heard[: len(expected)] == [event["event"]["id"] for event in expected]
+    assert [name for name, _ in ended] == ["access_ended"] * 2
+    assert closed == (1008, "The membership has ended")
+    assert {event["tenant"] for _, event in again.events} == {ben.id}
+
+
+async def test_progress_of_all_jobs_has_those_of_a_members_workspaces(door: httpx.AsyncClient, guarded: Process, room: Room, log: EventLog):
+    ben = await registered(door)
+    await room.let_in(ben, role="viewer")
+    before = await run_in(room, log)
+
+    async def active() -> bool:
+        return (await door.get(f"/jobs/{before}", headers=ben.headers)).status_code == 200
+
+    await eventually(active)
+    async with socket(guarded, ben.access) as opened:
+        first = json.loads(await asyncio.wait_for(opened.recv(), 10))
+        after = await run_in(room, log)
+        second = json.loads(await asyncio.wait_for(opened.recv(), 10))
+
+    assert [first["job_id"], second["job_id"]] == [before, after]
+
+
+async def test_streams_and_sockets_of_one_person_have_an_end(door: httpx.AsyncClient, strict: httpx.AsyncClient, strict_gateway: Process):
+    ann, ben = await registered(door), await registered(door)
+    async with AsyncExitStack() as stack:
+        first = await listening(stack, strict, "/v2/events", ann.access)
+        await listening(stack, strict, "/v2/events", ann.access)
+        await stack.enter_async_context(socket(strict_gateway, ann.access))
+
+        refused = await strict.get("/v2/events", headers={**LIVE, **ann.headers})
+        with pytest.raises(InvalidStatus) as handshake:
+            await stack.enter_async_context(socket(strict_gateway, ann.access))
+        await listening(stack, strict, "/v2/events", ben.access)
+        await first.close()
+
+        async def room_again() -> bool:
+            async with strict.stream("GET", "/v2/events", headers={**LIVE, **ann.headers}) as stream:
+                return stream.status_code == 200
+
+        await eventually(room_again)
+
+    assert (refused.status_code, refused.json()["title"]) == (429, "too many streams")
+    assert int(refused.headers["retry-after"]) > 0
+    assert handshake.value.response.status_code == 429
+    assert json.loads(handshake.value.response.body)["error_code"] == "TOO_MANY_STREAMS"
+
+
+async def test_a_workspace_has_so_many_webhooks_and_no_more(strict: httpx.AsyncClient, room: Room):
+    async def made(**headers: str) -> httpx.Response:
+        hook = {"url": "https://receiver.invalid/", "events": ["training.completed"]}
+        return await strict.post("/webhooks", json=hook, headers={**room.ann.headers, **headers})
+
+    first, second, third, again = await made(**{"Idempotency-Key": "one"}), await made(), await made(), await made(**{"Idempotency-Key": "one"})
+    await strict.delete(f"/webhooks/{first.json()['id']}", headers=room.ann.headers)
+
+    assert [answer.status_code for answer in (first, second, third, again)] == [201, 201, 409, 201]
+    assert third.json()["error"] == "too_many_webhooks"
+    assert (await made()).status_code == 201
+
+
+async def entered(door: httpx.AsyncClient, person: Person) -> str:
+    return (await door.post("/auth/login", json={"username": person.username, "password": PASSWORD})).json()["access_token"]

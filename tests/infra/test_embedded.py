@@ -49,6 +49,7 @@ OWN = {
         "sec.t.user.registered.x",
         "ask.predict.x",
         "proj.x",
+        "rate.b.x.1",
     },
     "datasets": {"ev.t.preparation.started.x"},
     "training": {"ev.t.training.started.x", "tel.t.training.step.x", "work.gpu.x", "$JS.API.CONSUMER.MSG.NEXT.WORK.worker", "$JS.API.CONSUMER.INFO.TEL.x"},
@@ -65,6 +66,7 @@ NOBODYS = {
     "$JS.API.STREAM.PURGE.EV",
     "$JS.API.STREAM.MSG.DELETE.EV",
     "$JS.API.STREAM.DELETE.WORK",
+    "$JS.API.STREAM.PURGE.RATE",
 }
 
 
@@ -131,6 +133,26 @@ def test_the_streams_are_what_the_design_says(servers: Servers):
             "allow_rollup_hdrs": False,
             "allow_msg_ttl": False,
         },
+        "RATE": {
+            "subjects": ["rate.>"],
+            "retention": "limits",
+            "storage": "file",
+            "persist_mode": "async",
+            "discard": "old",
+            "max_age": 3_720_000_000_000,
+            "max_msgs": -1,
+            "max_msgs_per_subject": 1,
+            "max_consumers": -1,
+            "num_replicas": 1,
+            "duplicate_window": 120_000_000_000,
+            "compression": "none",
+            "allow_msg_counter": True,
+            "allow_direct": False,
+            "deny_delete": False,
+            "deny_purge": False,
+            "allow_rollup_hdrs": False,
+            "allow_msg_ttl": False,
+        },
     }
 
 
@@ -138,12 +160,12 @@ async def test_provisioning_twice_changes_nothing_and_heals_what_somebody_change
     url = servers.nats_url("infra")
 
     await provision(url, max_bytes=GIB)
-    assert await provision(url, max_bytes=GIB) == {"EV": "unchanged", "TEL": "unchanged", "WORK": "unchanged"}
+    assert await provision(url, max_bytes=GIB) == {"EV": "unchanged", "TEL": "unchanged", "WORK": "unchanged", "RATE": "unchanged"}
 
     async with connected(url) as client:
         spoilt = definitions(replicas=1, max_bytes=GIB)[0] | {"allow_atomic": False, "max_age": 3_600_000_000_000}
         await client.request("$JS.API.STREAM.UPDATE.EV", json.dumps(spoilt).encode())
-    assert await provision(url, max_bytes=GIB) == {"EV": "updated", "TEL": "unchanged", "WORK": "unchanged"}
+    assert await provision(url, max_bytes=GIB) == {"EV": "updated", "TEL": "unchanged", "WORK": "unchanged", "RATE": "unchanged"}
 
 
 @pytest.mark.parametrize("user", OWN)
@@ -347,6 +369,7 @@ async def test_nothing_stays_behind_when_it_is_killed_and_the_next_one_goes_on(h
         await eventually(lambda: living(home) == [], patience=5)
 
 
+@pytest.mark.alone
 def test_a_second_ctrl_c_kills_at_once(home: Path, tmp_path: Path):
     stubborn = program(tmp_path, f"trap '' TERM\nexec {sys.executable} -m http.server --bind 127.0.0.1 ${{4#*:}}")
 
@@ -598,7 +621,7 @@ async def stream_configs(url: str) -> dict[str, dict[str, Any]]:
     """Without what depends on the disk or on the server's version, and without what is off unless somebody asks for it."""
     ignored = {"name", "metadata", "max_bytes", "max_msg_size", "mirror_direct", "sealed", "consumer_limits"}
     async with connected(url) as client:
-        answers = {name: json.loads((await client.request(f"$JS.API.STREAM.INFO.{name}")).data) for name in ("EV", "TEL", "WORK")}
+        answers = {name: json.loads((await client.request(f"$JS.API.STREAM.INFO.{name}")).data) for name in ("EV", "TEL", "WORK", "RATE")}
     return {name: {key: value for key, value in answer["config"].items() if key not in ignored} for name, answer in answers.items()}
 
 

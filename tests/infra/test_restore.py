@@ -8,12 +8,13 @@ import pytest
 from infra.embedded import Servers
 from infra.embedded.__main__ import TOOLS, run
 from infra.embedded.process import NotReady
+from tests.kit.gateway import own_port
 from tests.kit.servers import fresh_home
 
 
 def test_a_lost_log_comes_back_from_the_copy_and_the_gateway_goes_on():
     with fresh_home() as home, Servers(home) as servers:
-        gateway = servers.service("gateway", port=servers.home.kept_ports().get("gateway") or 18123)
+        gateway = servers.service("gateway", port=own_port(servers, "gateway"))
         gateway.start()
         url = f"http://{gateway.part.address}"
         made = [httpx.post(f"{url}/projects", json={"name": f"project {n}"}).json()["id"] for n in range(7)]
@@ -23,12 +24,13 @@ def test_a_lost_log_comes_back_from_the_copy_and_the_gateway_goes_on():
         shutil.rmtree(home / "nats")
         servers.stop()
         servers.start()
-        refused = servers.service("gateway", port=18123)
+        refused = servers.service("gateway", port=own_port(servers, "gateway"))
 
         with pytest.raises(NotReady, match="embedded restore"):
             refused.start()
         assert run(servers, TOOLS["restore"]) == 0
         refused.start()
+        url = f"http://{refused.part.address}"
         listed = httpx.get(f"{url}/projects").json()
         again = httpx.patch(f"{url}/projects/{made[0]}", json={"name": "goes on"})
         refused.stop()
@@ -40,7 +42,7 @@ def test_a_lost_log_comes_back_from_the_copy_and_the_gateway_goes_on():
 
 def test_restore_brings_back_nothing_when_nothing_is_lost(capfd: pytest.CaptureFixture[str]):
     with fresh_home() as home, Servers(home) as servers:
-        gateway = servers.service("gateway", port=18124)
+        gateway = servers.service("gateway", port=own_port(servers, "gateway"))
         gateway.start()
         httpx.post(f"http://{gateway.part.address}/projects", json={"name": "here"})
         gateway.stop()

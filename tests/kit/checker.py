@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from tests.kit import money_checker as money
 from tests.kit import run_checker as runs
 from tests.kit.evidence import Evidence, Fact, undone
 from tests.kit.record import Op
@@ -419,13 +420,16 @@ def nothing_happens_to_what_is_gone(evidence: Evidence) -> Iterator[str]:
 
 
 def files_and_jobs_come_together(evidence: Evidence) -> Iterator[str]:
-    """Every job.created stands in the same batch as what its project says of it, right behind it: its file, its run, or other work on it."""
+    """Every job.created stands in the same batch as what its project says of it, right behind it and what it costs: its file, its run, or other work on it."""
     at = {fact.seq: fact for fact in evidence.facts}
     expected: set[int] = set()
     for fact in evidence.facts:
         for n, (job, kind, file) in enumerate(_jobs_announced(fact), 1):
-            created = at.get(fact.seq + n)
-            expected.add(fact.seq + n)
+            position = fact.seq + n
+            while (between := at.get(position)) and between.category in money.BESIDES and between.correlation == fact.correlation:
+                position += 1
+            created = at.get(position)
+            expected.add(position)
             if created is None or created.type != "job.created" or created.data["job_id"] != job or created.correlation != fact.correlation:
                 yield f"fact {fact.seq} {fact.type} announces job {job}, which is not in its batch"
             elif (created.data["kind"], created.data["project_id"]) != (kind, fact.data["project_id"]):
@@ -593,6 +597,9 @@ INVARIANTS: tuple[Invariant, ...] = (
     views_tell_what_happened,
     jobs_end_once,
     cancels_are_kept,
+    money.jobs_are_paid_for_as_they_end,
+    money.money_adds_up,
+    money.nobody_has_more_runs_than_he_may,
     projects_stay_within_their_limit,
     runs.one_run_at_a_time,
     nothing_happens_to_what_is_gone,

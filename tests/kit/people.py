@@ -9,7 +9,8 @@ import httpx
 import jwt
 
 SECRET = "a secret of the tests, long enough to sign with in any of the algorithms there are"
-JWT = {"TRAINYARD_AUTH": "jwt", "TRAINYARD_SECRET": SECRET, "TRAINYARD_LOGIN_ATTEMPTS": "1000"}
+JWT = {"TRAINYARD_AUTH": "jwt", "TRAINYARD_SECRET": SECRET, "TRAINYARD_LOGIN_ATTEMPTS": "1000", "TRAINYARD_RATE_LIMITS": "0"}
+"""Limits on requests are the matter of tests/gateway/test_limits.py: here all callers have one address."""
 PASSWORD = "correct horse battery"
 
 

@@ -18,6 +18,7 @@ from libs.runtime import bus
 from libs.storage import Storage
 from tests.kit.eventually import eventually
 from tests.kit.evidence import Evidence, collect, consumers, leases_left, undone
+from tests.kit.gateway import own_port
 from tests.kit.processes import still_training
 from tests.kit.record import Op
 from tests.kit.servers import fresh_home
@@ -169,8 +170,7 @@ class Platform:
 
     def _service(self, name: str, n: int, environ: Mapping[str, str] | None = None) -> Process:
         label = f"{name}-{n + 1}" if n else name
-        self.servers.home.choose_ports([label])
-        return self.servers.service(name, port=self.servers.home.ports[label], label=label, environ={**self._environ, **(environ or {})})
+        return self.servers.service(name, port=own_port(self.servers, label), label=label, environ={**self._environ, **(environ or {})})
 
 
 def url(gateway: Process) -> str:

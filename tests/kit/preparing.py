@@ -23,14 +23,14 @@ ENDED = ("preparation.completed", "preparation.failed", "preparation.cancelled")
 JSON_LINES = "application/jsonl"
 
 
-def replica(log: EventLog, storage: Storage) -> Iterator[Preparations]:
-    preparations = Preparations(log, storage, workers=2)
+def replica(place: Servers, log: EventLog, storage: Storage) -> Iterator[Preparations]:
+    preparations = Preparations(log, storage, workers=2, settings=settings_of(place))
     yield preparations
     preparations.close()
 
 
-def settings_of(place: Servers) -> config.Service:
-    return config.load(config.Service, place.environ("datasets", port=0))
+def settings_of(place: Servers) -> config.Datasets:
+    return config.load(config.Datasets, place.environ("datasets", port=0))
 
 
 class Impatient(embedded.Service):
@@ -38,8 +38,8 @@ class Impatient(embedded.Service):
 
     def command(self) -> Command:
         code = (
-            "from functools import partial; from libs.config import Service; from libs.runtime import process; "
-            "from services.datasets.app import serve; process.run('datasets', Service, partial(serve, ack_wait=2.0))"
+            "from functools import partial; from libs.config import Datasets; from libs.runtime import process; "
+            "from services.datasets.app import serve; process.run('datasets', Datasets, partial(serve, ack_wait=2.0))"
         )
         there = super().command()
         return Command([*there.argv[:2], "-c", code], environ=there.environ)
@@ -133,7 +133,7 @@ class Gate(Storage):
 @asynccontextmanager
 async def gated(place: Servers, log: EventLog, *, at: int, failing: Exception | None = None) -> AsyncIterator[tuple[Gate, Preparations]]:
     gate = Gate(settings_of(place), at=at, failing=failing)
-    preparations = Preparations(log, gate, workers=2)
+    preparations = Preparations(log, gate, workers=2, settings=settings_of(place))
     yield gate, preparations
     preparations.close()
     gate.close()

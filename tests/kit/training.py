@@ -35,6 +35,7 @@ from libs.storage import Storage
 from services.training.place import Timing
 from tests.kit import trainer
 from tests.kit.eventually import eventually
+from tests.kit.gateway import own_port
 
 ENDS = ("training.completed", "training.failed", "training.cancelled")
 HASTY = Timing(ack_wait=2.0, beat=0.5, progress=0.3, batch=0.05, heed=0.5, term=0.5)
@@ -73,9 +74,7 @@ def service(
     **settings: str,
 ) -> Iterator[Process]:
     """Not started yet; killed at the end, whatever became of it."""
-    if label not in place.home.ports:
-        place.home.choose_ports([label])
-    port = place.home.ports[label]
+    port = own_port(place, label)
     environ = place.environ("training", port=port) | {f"TRAINYARD_{name.upper()}": value for name, value in settings.items()}
     part = Quick(name="training", label=label, host="127.0.0.1", port=port, environ=environ, timing=timing, entry=entry, preload=preload)
     process = Process(part, place.home)

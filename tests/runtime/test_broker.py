@@ -122,6 +122,7 @@ async def test_long_work_is_not_given_to_another(replicas: Replicas, infra_nc: C
     assert begun == ["j"]
 
 
+@pytest.mark.alone
 async def test_work_in_hand_is_given_back_at_the_end(replicas: Replicas, log: EventLog, origin: Origin):
     """It would come again after 20 s only, and an idle worker of the same process must not get it."""
     begun: list[str] = []

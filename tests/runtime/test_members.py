@@ -43,6 +43,7 @@ def program(*argv: str, environ: dict[str, str]) -> Iterator[subprocess.Popen[st
         child.communicate()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("name", "own"), [("datasets", "reactions"), ("training", "children"), ("export", "reactions")])
 async def test_a_service_takes_part_and_says_how_its_parts_are(servers: Servers, name: str, own: str):
     service = servers.service(name)

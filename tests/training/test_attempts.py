@@ -103,6 +103,7 @@ async def test_a_killed_forkserver_takes_its_child_along_and_another_one_goes_on
 # Cancels
 
 
+@pytest.mark.alone
 async def test_a_cancel_while_the_model_loads_is_answered_at_once(training: Process, job: Job):
     await job.create(loading=30.0)
     await job.prepare()
@@ -115,6 +116,7 @@ async def test_a_cancel_while_the_model_loads_is_answered_at_once(training: Proc
     assert took < 5
 
 
+@pytest.mark.alone
 async def test_a_cancel_during_the_run_keeps_a_checkpoint_and_all_steps(training: Process, job: Job):
     await job.create(steps=2_000, save=1_000, pause=0.02)
     await job.prepare()
@@ -176,6 +178,7 @@ async def test_while_the_object_store_is_away_the_run_goes_on_and_catches_up(pla
     await job.whole()
 
 
+@pytest.mark.alone
 async def test_a_cancel_ends_a_run_whose_model_waits_for_the_store(place: Servers, training: Process, job: Job):
     """Who sees the cancel before his own completed cancels."""
     await job.create(steps=20, save=10, pause=0.1)

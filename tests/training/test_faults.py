@@ -24,6 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # na
 # The service
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("state", ["running", "hanging", "stopped"])
 async def test_a_killed_service_leaves_no_process_and_the_next_one_goes_on(place: Servers, job: Job, state: str):
     """Also a child that hangs in native code, or that somebody has paused."""
@@ -56,6 +57,7 @@ async def test_a_killed_service_leaves_no_process_and_the_next_one_goes_on(place
         await eventually(lambda: not folders(place))
 
 
+@pytest.mark.alone
 async def test_a_service_that_is_asked_to_end_gives_its_job_back_at_once(place: Servers, job: Job):
     patient = msgspec.structs.replace(HASTY, ack_wait=60.0)
     with service(place, timing=patient) as first, service(place, label="training-2", timing=patient) as second:

@@ -191,6 +191,7 @@ async def test_a_killed_run_goes_on_from_its_checkpoint_as_if_nothing_had_happen
     assert first | {"tokens_per_second": 0} == second | {"tokens_per_second": 0}
 
 
+@pytest.mark.alone
 async def test_a_cancelled_run_leaves_a_checkpoint_and_says_where_it_stopped(start, cache, tmp_path):
     line = await start(kit.spec(tmp_path / "run", kit.sums(40), cache=cache, max_steps=100_000))
     await line.until(Step, step=3)

@@ -450,5 +450,5 @@ def _group(pid: int) -> int:
 
 
 def kernel_takes_networks_away() -> bool:
-    code = "from services.training.runner import network; raise SystemExit(not network.leave())"
+    code = "from libs.runtime import network; raise SystemExit(not network.leave())"
     return subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -54,7 +54,7 @@ def _usable(number: int, value: object, *, seen: dict[bytes, int], eval_share: f
     digest = blake2b(_encode(content), digest_size=16).digest()
     if (earlier := seen.setdefault(digest, number)) != number:
         raise Unusable("duplicate", f"The content is the same as that of row {earlier}.")
-    return Row(number=number, format=name, data=data, tokens=_tokens(content), split="eval" if _share(digest) < eval_share else "train")
+    return Row(number=number, format=name, data=data, tokens=count_tokens(content), split="eval" if _share(digest) < eval_share else "train")
 
 
 def _check(data: dict[str, Any], meta: dict[str, Any]) -> None:
@@ -69,7 +69,7 @@ def _share(digest: bytes) -> float:
     return int.from_bytes(digest[:6]) / 2**48
 
 
-def _tokens(content: dict[str, Any]) -> int:
+def count_tokens(content: dict[str, Any]) -> int:
     """An estimate, until the tokenizer of a base model is known."""
     return len(_TOKEN.findall("\n".join(_texts(content))))
 

@@ -1,4 +1,4 @@
-"""The API's own pages: /openapi.json, and two readers of it that need nothing from any other host."""
+"""The API's own pages: /openapi.json, /asyncapi.json, and two readers of it that need nothing from any other host."""
 
 from functools import cache
 from mimetypes import guess_type
@@ -12,8 +12,16 @@ from litestar.params import FromPath
 from litestar.response import File
 from litestar.types import ControllerRouterHandler
 
-from services.gateway.api.families import family
-from services.gateway.api.problems import Field, Problem
+from libs.events import asyncapi
+from libs.events.log import Unavailable
+from services.gateway.api.families import FAMILIES, Family, family
+from services.gateway.api.limits import refusal
+from services.gateway.api.problems import Field, Problem, media_type, problem
+from services.gateway.domain.errors import LogFull
+from services.gateway.limits import Standing
+
+ALONE = ("/",)
+"""What is answered without any other part of the platform."""
 
 STATIC = Path(__file__).parents[1] / "static"
 SWAGGER = "/static/vendor/swagger-ui-5.35.0"
@@ -48,12 +56,25 @@ def openapi(app: Litestar) -> dict[str, Any]:
     document = app.openapi_schema.to_schema()
     document["paths"] = {path + "/" if _ends_with_slash(item) else path: item for path, item in document["paths"].items()}
     document.setdefault("components", {})["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer", "description": "An access token or an API key"}}
+    document["components"]["responses"] = {
+        f"{name}_{family.name}": answer
+        for family in FAMILIES
+        for name, answer in (("TooManyRequests", _too_many(family)), ("Unavailable", _down(family)), ("Full", _full(family)))
+    }
     document["security"] = [{"token": []}]
     for path, item in document["paths"].items():
         refusal = _refusal(path)
-        for operation in item.values():
+        known = {name: {"$ref": f"#/components/responses/{name}_{family(path, path).name}"} for name in ("TooManyRequests", "Unavailable", "Full")}
+        for method, operation in item.items():
             operation["responses"].pop("400", None)  # the framework's form, which no family speaks
+            operation["responses"].get("204", {}).pop("content", None)
             operation["responses"]["4XX"] = refusal
+            if "platform" not in operation.get("tags", []):
+                operation["responses"]["429"] = known["TooManyRequests"]
+            if path not in ALONE:
+                operation["responses"]["503"] = known["Unavailable"]
+            if method != "get":
+                operation["responses"]["507"] = known["Full"]
     return document
 
 
@@ -65,8 +86,40 @@ def _ends_with_slash(item: dict[str, Any]) -> bool:
 def _refusal(path: str) -> dict[str, Any]:
     """With an example as the family's own code words it."""
     example = Problem(status=422, code="validation_error", message="name: This field is required", fields=[Field("name", "This field is required")])
-    _, body = family(path, path).dress(example)
-    return {"description": "Refused: nothing was changed", "content": {"application/json": {"schema": {"type": "object"}, "example": body}}}
+    return {"description": "Refused: nothing was changed", "content": _dressed(family(path, path), example)}
+
+
+def _too_many(family: Family) -> dict[str, Any]:
+    """docs/limits.md has the figures."""
+    standing = Standing(allowed=False, limit=60, remaining=0, reset=1_609_459_200, retry_after=37)
+    names = {
+        "X-RateLimit-Limit": "Requests within a window",
+        "X-RateLimit-Remaining": "Left of them",
+        "X-RateLimit-Reset": "When the window ends: seconds since 1970",
+    }
+    described = {**names, "Retry-After": "Seconds until then"}
+    return {
+        "description": "Too many requests; the first three headers are in every answer",
+        "headers": {name: {"description": text, "schema": {"type": "integer"}} for name, text in described.items()},
+        "content": _dressed(family, refusal(standing).problem),
+    }
+
+
+def _down(family: Family) -> dict[str, Any]:
+    return {
+        "description": "A part of the platform does not answer, and is named: try again in a moment. Whether something was changed is not known",
+        "headers": {"Retry-After": {"description": "Seconds", "schema": {"type": "integer"}}},
+        "content": _dressed(family, problem(Unavailable())),
+    }
+
+
+def _full(family: Family) -> dict[str, Any]:
+    return {"description": "There is no room left: nothing was changed", "content": _dressed(family, problem(LogFull()))}
+
+
+def _dressed(family: Family, problem: Problem) -> dict[str, Any]:
+    _, body = family.dress(problem)
+    return {media_type(body): {"schema": {"type": "object"}, "example": body}}
 
 
 @get("/openapi.json", include_in_schema=False)
@@ -76,6 +129,16 @@ async def document(request: Request[Any, Any, Any]) -> Response[bytes]:
     if "openapi" not in state:
         state["openapi"] = msgspec.json.encode(openapi(request.app))
     return Response(state["openapi"], media_type=MediaType.JSON, headers={**HEADERS, "cache-control": AGAIN})
+
+
+@get("/asyncapi.json", include_in_schema=False)
+async def events_document(request: Request[Any, Any, Any]) -> Response[bytes]:
+    """What the bus tells, for those who listen."""
+    state = request.app.state
+    if "asyncapi" not in state:
+        config = request.app.openapi_config
+        state["asyncapi"] = msgspec.json.encode(asyncapi.document(version=config.version if config else ""))
+    return Response(state["asyncapi"], media_type=MediaType.JSON, headers={**HEADERS, "cache-control": AGAIN})
 
 
 @get("/docs", include_in_schema=False)
@@ -103,7 +166,7 @@ async def static(path: FromPath[str]) -> File:
     )
 
 
-handlers: list[ControllerRouterHandler] = [document, swagger, redoc, static]
+handlers: list[ControllerRouterHandler] = [document, events_document, swagger, redoc, static]
 
 
 @cache

@@ -6,6 +6,7 @@ from contextlib import aclosing
 from typing import Any
 
 from litestar import Response
+from litestar.openapi import ResponseSpec
 from litestar.response import Stream
 
 from libs.events import Claim
@@ -15,6 +16,13 @@ from services.gateway.api.requests import AnyRequest
 
 Content = Sequence[bytes | Claim]
 """What a download consists of, in order."""
+
+ANSWERS = {
+    200: ResponseSpec(bytes, generate_examples=False, description="The file", media_type="*/*"),
+    206: ResponseSpec(bytes, generate_examples=False, description="The range that was asked for", media_type="*/*"),
+    304: ResponseSpec(None, description="The file is as If-None-Match says"),
+}
+"""Of a route that sends a file."""
 
 _TYPES = {"json": "application/json", "md": "text/markdown", "zip": "application/zip", "jinja": "text/plain"}
 

@@ -3,16 +3,18 @@
 import logging
 import re
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 from litestar.exceptions import HTTPException, SerializationException, ValidationException
+from litestar.handlers import HTTPRouteHandler
 
 from libs.events import NotStorable
 from libs.events.log import Full, Unavailable
 from libs.storage import Missing, StorageDown
 from services.gateway.accounts import WrongCredentials
 from services.gateway.attempts import TooMany
+from services.gateway.audience import Crowded
 from services.gateway.bus_access import NoIssuer
 from services.gateway.domain import errors
 from services.gateway.passwords import Busy
@@ -107,7 +109,8 @@ class Refused(Exception):
         )
 
 
-def problem(error: Exception) -> Problem:
+def problem(error: Exception, handler: HTTPRouteHandler | None = None) -> Problem:
+    """`handler`: of the route, where one was found. It knows what values there are."""
     match error:
         case Refused():
             return error.problem
@@ -121,6 +124,8 @@ def problem(error: Exception) -> Problem:
         case TooMany(retry_after=seconds):
             message = f"Too many attempts: try again in {seconds} seconds"
             return Problem(status=429, code="rate_limit_exceeded", message=message, headers={"Retry-After": str(seconds)})
+        case Crowded():
+            return Problem(status=429, code="too_many_streams", message=str(error), headers={"Retry-After": "10"})
         case Busy():
             message = "Too many people are logging in at once: try again in a moment"
             return Problem(status=503, code="service_unavailable", message=message, headers={"Retry-After": "2"})
@@ -132,7 +137,7 @@ def problem(error: Exception) -> Problem:
         case RecursionError():
             return _invalid("The body is nested too deeply")
         case ValidationException():
-            return _validation(error)
+            return _validation(error, handler)
         case HTTPException():
             return _http(error)
         case UnicodeDecodeError():
@@ -148,6 +153,11 @@ def problem(error: Exception) -> Problem:
         case _:
             log.error("unexpected", exc_info=error)
             return Problem(status=500, code="internal_error", message="An unexpected error occurred")
+
+
+def media_type(body: dict[str, Any]) -> str:
+    """RFC 9457 has one of its own."""
+    return "application/problem+json" if "title" in body else "application/json"
 
 
 def _down(part: str) -> Problem:
@@ -181,7 +191,7 @@ def _http(error: HTTPException) -> Problem:
     return Problem(status=status, code=CODES.get(status, "error"), message=message, headers=dict(error.headers or {}))
 
 
-def _validation(error: ValidationException) -> Problem:
+def _validation(error: ValidationException, handler: HTTPRouteHandler | None) -> Problem:
     """The validator stops at the first error; its field is in the path of the message or, when missing, in its text."""
     fields = []
     for extra in error.extra if isinstance(error.extra, list) else []:
@@ -190,12 +200,31 @@ def _validation(error: ValidationException) -> Problem:
             return _invalid("The request needs a JSON body")
         missing = re.search(r"missing required (?:field|parameter|query parameter) `?'?([^`']+)", text, re.IGNORECASE)
         name = missing[1] if missing else str(extra.get("key", "")).removeprefix("data.")
-        fields.append(Field("" if name == "data" else name, "This field is required" if missing else text))
+        fields.append(Field("" if name == "data" else name, "This field is required" if missing else with_choices(text, _kinds(handler).get(name))))
     named = [field for field in fields if field.field]
     if not fields:
         return Problem(status=422, code="validation_error", message=_without_prefix(error.detail))
     first = fields[0]
     return Problem(status=422, code="validation_error", message=f"{first.field}: {first.message}" if first.field else first.message, fields=named)
+
+
+def with_choices(message: str, kind: Any) -> str:
+    """The validator says that a value is none of the allowed ones, but not which those are."""
+    choices = _choices(kind) if message.startswith("Invalid enum value") else []
+    return f"{message}: it must be one of {', '.join(map(str, choices))}" if choices else message
+
+
+def _choices(kind: Any) -> list[Any]:
+    return list(get_args(kind)) if get_origin(kind) is Literal else [choice for part in get_args(kind) for choice in _choices(part)]
+
+
+def _kinds(handler: HTTPRouteHandler | None) -> dict[str, Any]:
+    """Of what the route takes in its address, and of its body's fields."""
+    if handler is None:
+        return {}
+    taken = {name: field.annotation for name, field in handler.parsed_fn_signature.parameters.items()}
+    body = taken.get("data")
+    return {**taken, **get_type_hints(body)} if isinstance(body, type) and issubclass(body, msgspec.Struct) else taken
 
 
 def _without_prefix(detail: str) -> str:

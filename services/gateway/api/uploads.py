@@ -10,7 +10,7 @@ import msgspec
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
 from libs.events import Claim
-from libs.sniff import HEAD, sniff
+from libs.sniff import HEAD, is_utf16, is_word, sniff
 from libs.storage import Storage
 from services.gateway.api.problems import Refused
 
@@ -23,6 +23,12 @@ _QUEUED = 8
 _FIELD = 64 * 1024
 _SEGMENTS = 200
 MOST_FILES = 100
+
+
+WORD = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
+UTF16 = "text/plain;charset=utf-16"
+TEXTS = frozenset({"txt", "text", "md", "markdown"})
+"""Endings of what people mean as prose, whatever it looks like."""
 
 
 class Uploaded(msgspec.Struct, frozen=True, kw_only=True):
@@ -185,7 +191,7 @@ class _File(_Part):
     def _start(self) -> None:
         self._mime_type = told(self._filename, bytes(self._head[:HEAD]))
         if self._mime_type not in self._limits.accepted:
-            raise Refused(400, f"File '{self._filename}' has unsupported MIME type '{self._mime_type}'", code="unsupported_file_type", field="files")
+            raise unsupported(self._filename, self._mime_type)
         self._queue.put_nowait(bytes(self._head))
         self._head.clear()
         self._storing = asyncio.create_task(self._storage.put_stream(self._key, self._chunks()))
@@ -210,10 +216,20 @@ class _GivenUp(Exception):
     """The rest of the file will not come."""
 
 
+def unsupported(filename: str, mime_type: str) -> Refused:
+    return Refused(400, f"File '{filename}' has unsupported MIME type '{mime_type}'", code="unsupported_file_type", field="files")
+
+
 def told(filename: str, head: bytes) -> str:
     """By content; the name only settles what content leaves open."""
     mime_type = sniff(head)
     ending = filename.rpartition(".")[2].lower()
+    if mime_type == "application/zip" and is_word(head):
+        return WORD
+    if is_utf16(head) and ending in TEXTS:
+        return UTF16
+    if mime_type == "text/plain" and ending in ("md", "markdown"):
+        return "text/markdown"
     if mime_type == "text/plain" and ending == "csv":
         return "text/csv"
     if mime_type == "application/json" and ending in ("jsonl", "ndjson"):

@@ -70,6 +70,26 @@ class NoTrainingData(DomainError):
     message = "The project has no rows that could be trained on: upload a data set (kind=dataset_upload) with at least one usable row"
 
 
+class ChunkingAlreadyRunning(DomainError):
+    code = "chunking_already_running"
+    message = "The documents of this project are being cut into chunks already"
+
+
+class GenerationAlreadyRunning(DomainError):
+    code = "generation_already_running"
+    message = "Examples are being generated for this project already"
+
+
+class NoDocuments(DomainError):
+    code = "no_documents"
+    message = "The project has no documents: upload some (kind=raw_doc) first"
+
+
+class NoChunks(DomainError):
+    code = "no_chunks"
+    message = "The project has no chunks that examples could be made of: cut its documents with POST /projects/{project_id}/chunks/generate first"
+
+
 class NoSuccessfulRun(DomainError):
     code = "no_successful_run"
     message = "No successful training run to export"

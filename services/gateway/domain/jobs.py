@@ -26,8 +26,15 @@ from libs.events import (
 )
 from services.gateway.domain.errors import JobEnded, NotFound
 
-INGEST, TRAIN, EXPORT = "ingest", "train", "export"
-STAGES = {INGEST: ["preparation"], TRAIN: ["preparation", "training"], EXPORT: ["export"]}
+INGEST, CHUNK, PREVIEW, GENERATE, TRAIN, EXPORT = "ingest", "chunk", "preview", "generate", "train", "export"
+STAGES = {
+    INGEST: ["preparation"],
+    CHUNK: ["preparation"],
+    PREVIEW: ["preparation"],
+    GENERATE: ["preparation"],
+    TRAIN: ["preparation", "training"],
+    EXPORT: ["export"],
+}
 
 _RUNS = uuid.UUID("1d6a3a0e-6c0c-5f0a-8a3e-2f4b7c9d1e55")
 

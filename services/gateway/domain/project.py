@@ -6,10 +6,14 @@ from typing import Any
 import msgspec
 
 from libs.events import (
+    ChunkInputs,
+    ChunkSpec,
     Event,
     ExportInputs,
     File,
     FineTune,
+    GenerateInputs,
+    GenerateSpec,
     JobCancelRequested,
     JobCreated,
     ProjectCreated,
@@ -26,10 +30,14 @@ from libs.events import (
 )
 from services.gateway.domain.credit import Purse
 from services.gateway.domain.errors import (
+    ChunkingAlreadyRunning,
     FileBusy,
+    GenerationAlreadyRunning,
     IdempotencyKeyReused,
     ModelNotResolved,
     ModelNotUsable,
+    NoChunks,
+    NoDocuments,
     NoSuccessfulRun,
     NotFound,
     NoTrainingData,
@@ -37,11 +45,11 @@ from services.gateway.domain.errors import (
     ProjectFull,
     TrainingAlreadyRunning,
 )
-from services.gateway.domain.jobs import EXPORT, INGEST, STAGES, TRAIN
+from services.gateway.domain.jobs import CHUNK, EXPORT, GENERATE, INGEST, PREVIEW, STAGES, TRAIN
 from services.gateway.domain.quota import Quota, Starter, charged
 
 MB = 1024 * 1024
-DATASET = "dataset_upload"
+DATASET, DOCUMENT = "dataset_upload", "raw_doc"
 LONGEST = 1_048_576
 """Tokens of a row that anybody may ask for."""
 
@@ -58,9 +66,9 @@ class Project(msgspec.Struct, frozen=True, kw_only=True):
     active_jobs: frozenset[str] = frozenset()
     """Jobs that may still run."""
     barren_jobs: frozenset[str] = frozenset()
-    """Ingest jobs that ended without a usable row."""
+    """Jobs that read a file or made examples and ended without a usable row."""
     works: frozenset[str] = frozenset()
-    """Its jobs that are not of a single file: trainings and exports."""
+    """Its jobs that are not of a single file."""
     base_model_id: str = ""
     model_info: dict[str, Any] = {}
     revision: str = ""
@@ -72,6 +80,15 @@ class Project(msgspec.Struct, frozen=True, kw_only=True):
     """The latest train job that succeeded."""
     exporting: str = ""
     """The latest export of that, unless it has ended."""
+    chunking: str = ""
+    """The latest job that cuts its documents."""
+    chunked: str = ""
+    """The latest of those that succeeded."""
+    generating: str = ""
+    """The latest job that makes its examples; previews aside."""
+    generated: str = ""
+    """The latest of those that succeeded."""
+    previewing: str = ""
     request: str = ""
     deleted: bool = False
 
@@ -143,7 +160,29 @@ class ExportRun(msgspec.Struct, frozen=True, kw_only=True):
     request: str = ""
 
 
-Command = CreateProject | ChangeProject | DeleteProject | AddFiles | DeleteFile | ResolveModel | StartTraining | ExportRun
+class ChunkDocuments(msgspec.Struct, frozen=True, kw_only=True):
+    """Overlap and size are in tokens of the base model, or of the platform's own tokenizer before one is chosen."""
+
+    project_id: str
+    job_id: str
+    size: int
+    overlap: int
+    request: str = ""
+
+
+class MakeExamples(msgspec.Struct, frozen=True, kw_only=True):
+    """Out of the chunks. What is None follows from the project's config."""
+
+    project_id: str
+    job_id: str
+    preview: bool
+    num_examples: int | None = None
+    examples_per_chunk: int | None = None
+    model: str = ""
+    request: str = ""
+
+
+Command = CreateProject | ChangeProject | DeleteProject | AddFiles | DeleteFile | ResolveModel | ChunkDocuments | MakeExamples | StartTraining | ExportRun
 
 
 def evolve(project: Project | None, recorded: Recorded) -> Project | None:
@@ -178,11 +217,15 @@ def evolve(project: Project | None, recorded: Recorded) -> Project | None:
             reads = frozenset(source.job_id for source in _sources(project))
             return msgspec.structs.replace(_at_work(project, job), run=job, read_by_run=reads, updated_at=recorded.at)
         case ProjectWorkStarted(job_id=job, kind=kind):
-            return msgspec.structs.replace(_at_work(project, job), exporting=job if kind == EXPORT else project.exporting, updated_at=recorded.at)
+            latest = {_LATEST[kind]: job} if kind in _LATEST else {}
+            return msgspec.structs.replace(_at_work(project, job), **latest, updated_at=recorded.at)
         case ProjectDeleted():
             return msgspec.structs.replace(project, deleted=True)
         case _:
             return project
+
+
+_LATEST = {EXPORT: "exporting", CHUNK: "chunking", GENERATE: "generating", PREVIEW: "previewing"}
 
 
 def _at_work(project: Project, job: str) -> Project:
@@ -210,6 +253,10 @@ def decide(project: Project | None, command: Command, purse: Purse | None = None
             return _delete_file(project, command)
         case ResolveModel():
             return _resolve(project, command)
+        case ChunkDocuments():
+            return _chunk(project, command)
+        case MakeExamples():
+            return _make_examples(project, command)
         case StartTraining():
             return _train(project, command, purse, quota)
         case ExportRun():
@@ -264,6 +311,7 @@ def _add(project: Project, command: AddFiles) -> list[Event]:
             spec={"train_share": project.config.get("train_eval_split", 0.9)},
         )
         for file in new
+        if file.job_id
     ]
     return [ProjectFilesAdded(project_id=project.id, files=new), *jobs]
 
@@ -272,7 +320,8 @@ def _delete_file(project: Project, command: DeleteFile) -> list[Event]:
     if (file := project.files.get(command.file_id)) is None:
         raise NotFound(what="File", id=command.file_id)
     deleted = ProjectFileDeleted(project_id=project.id, file_id=file.file_id, key=file.key, job_id=file.job_id)
-    readers = [file.job_id, *([project.run] if file.job_id in project.read_by_run else [])]
+    of_documents = [project.chunking, project.generating, project.previewing] if file.kind == DOCUMENT else []
+    readers = [file.job_id, *of_documents, *([project.run] if file.job_id in project.read_by_run else [])]
     if not (busy := [job for job in readers if job in project.active_jobs]):
         return [deleted]
     if not command.cancel:
@@ -287,6 +336,56 @@ def _resolve(project: Project, command: ResolveModel) -> list[Event]:
     return [
         ProjectModelResolved(project_id=project.id, base_model_id=command.base_model_id, model_info=command.model_info, revision=command.revision),
     ]
+
+
+def _chunk(project: Project, command: ChunkDocuments) -> list[Event]:
+    if command.job_id in project.works:
+        return []  # the same request again
+    if project.chunking in project.active_jobs:
+        raise ChunkingAlreadyRunning(job_id=project.chunking)
+    documents = [file for file in project.files.values() if file.kind == DOCUMENT]
+    if not documents:
+        raise NoDocuments(project_id=project.id)
+    spec = ChunkSpec(chunk_size_tokens=command.size, chunk_overlap_tokens=command.overlap, base_model=project.base_model_id, revision=project.revision)
+    return _work(project, command.job_id, CHUNK, ChunkInputs(project_id=project.id, files=documents), spec, command.request)
+
+
+def _make_examples(project: Project, command: MakeExamples) -> list[Event]:
+    if command.job_id in project.works:
+        return []  # the same request again
+    kind, latest = (PREVIEW, project.previewing) if command.preview else (GENERATE, project.generating)
+    if latest in project.active_jobs:
+        raise GenerationAlreadyRunning(job_id=latest)
+    chunks = project.chunking if project.chunking in project.active_jobs else project.chunked
+    if not chunks:
+        raise NoChunks(project_id=project.id)
+    wanted = {"num_examples": command.num_examples, "examples_per_chunk": command.examples_per_chunk}
+    if not command.preview and command.num_examples is None:
+        wanted["num_examples"] = project.config.get("num_examples_target")
+    spec = msgspec.convert(
+        {
+            **{name: value for name, value in wanted.items() if value is not None},
+            "task_type": project.task_type or "instruction",
+            "preview": command.preview,
+            "model": command.model,
+            "train_share": project.config.get("train_eval_split", 0.9),
+        },
+        GenerateSpec,
+    )
+    return _work(project, command.job_id, kind, GenerateInputs(project_id=project.id, chunks=chunks), spec, command.request)
+
+
+def _work(project: Project, job_id: str, kind: str, inputs: msgspec.Struct, spec: msgspec.Struct | None, request: str) -> list[Event]:
+    job = JobCreated(
+        job_id=job_id,
+        kind=kind,
+        stages=STAGES[kind],
+        project_id=project.id,
+        inputs=msgspec.to_builtins(inputs),
+        spec=msgspec.to_builtins(spec) if spec else {},
+        request=request,
+    )
+    return [ProjectWorkStarted(project_id=project.id, job_id=job_id, kind=kind), job]
 
 
 def _train(project: Project, command: StartTraining, purse: Purse | None, quota: Quota | None) -> list[Event]:
@@ -318,9 +417,11 @@ def _train(project: Project, command: StartTraining, purse: Purse | None, quota:
 
 
 def _sources(project: Project) -> list[Source]:
-    """Also of files that are still being read: the training waits for them."""
+    """Also of files that are still being read, and examples that are still being made: the training waits for them."""
     files = [file for file in project.files.values() if file.kind == DATASET and file.job_id and file.job_id not in project.barren_jobs]
-    return [Source(job_id=file.job_id, file_id=file.file_id) for file in files]
+    made = project.generating if project.generating in project.active_jobs else project.generated
+    sources = [Source(job_id=file.job_id, file_id=file.file_id) for file in files]
+    return [*sources, Source(job_id=made)] if made and made not in project.barren_jobs else sources
 
 
 def _row_length(project: Project) -> int:
@@ -333,12 +434,4 @@ def _export(project: Project, command: ExportRun) -> list[Event]:
         return []  # the same request again, or what it asks for is being done
     if not project.trained:
         raise NoSuccessfulRun(project_id=project.id)
-    job = JobCreated(
-        job_id=command.job_id,
-        kind=EXPORT,
-        stages=STAGES[EXPORT],
-        project_id=project.id,
-        inputs=msgspec.to_builtins(ExportInputs(project_id=project.id, training_job_id=project.trained)),
-        request=command.request,
-    )
-    return [ProjectWorkStarted(project_id=project.id, job_id=command.job_id, kind=EXPORT), job]
+    return _work(project, command.job_id, EXPORT, ExportInputs(project_id=project.id, training_job_id=project.trained), None, command.request)

@@ -47,7 +47,7 @@ def take(quota: Quota | None, *, user_id: str, job_id: str, most: int = 0) -> li
     active = quota.active if quota else frozenset[str]()
     if most and len(active) >= most:
         raise TooManyActiveJobs(most=most, job_ids=sorted(active))
-    return [QuotaTaken(user_id=user_id, job_id=job_id)]
+    return [QuotaTaken(user_id=user_id, job_id=job_id, most=most)]
 
 
 def charged(starter: Starter, purse: Purse | None, quota: Quota | None, *, job_id: str) -> list[Event]:

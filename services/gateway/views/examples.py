@@ -9,6 +9,7 @@ import msgspec
 
 from libs.events import ExampleDeleted, PreparationProduced, ProjectDeleted, ProjectFileDeleted, Recorded
 from services.gateway.domain.example import Example
+from services.gateway.views.chunks import HIDDEN, OUTDATED
 from services.gateway.views.rows import Drop, Operation, Put
 from services.gateway.views.schema import JSON, BigInteger, Boolean, Column, DateTime, Index, Integer, Table, Text, views
 
@@ -18,6 +19,7 @@ parts = Table(
     Column("id", Text, primary_key=True),
     Column("tenant", Text, nullable=False),
     Column("job_id", Text, nullable=False),
+    Column("file_id", Text, nullable=False),
     Column("part", Integer, nullable=False),
     Column("key", Text, nullable=False),
     Column("sha256", Text, nullable=False),
@@ -28,6 +30,7 @@ parts = Table(
     Column("seq", BigInteger, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False),
     Index("parts_of_job", "job_id", "state"),
+    Index("parts_of_file", "file_id"),
     Index("parts_pending", "seq", postgresql_where="state = 'pending'"),
     Index("parts_by_key", "key"),
 )
@@ -51,6 +54,7 @@ examples = Table(
     Column("created_at", DateTime(timezone=True), nullable=False),
     Index("examples_of_project", "project_id", "position", "row"),
     Index("examples_of_job", "job_id"),
+    Index("examples_of_file", "file_id"),
 )
 example_edits = Table(
     "example_edits",
@@ -73,6 +77,7 @@ def project(recorded: Recorded) -> Iterator[Operation]:
                     "id": f"{job_id}/{part}",
                     "tenant": recorded.tenant,
                     "job_id": job_id,
+                    "file_id": event.file_id,
                     "part": part,
                     "key": content.key,
                     "sha256": content.sha256,
@@ -86,9 +91,10 @@ def project(recorded: Recorded) -> Iterator[Operation]:
             )
         case ExampleDeleted(project_id=project_id, example_id=id):
             yield Put(example_edits, {"id": id, "tenant": recorded.tenant, "project_id": project_id, "deleted": True, "version": recorded.seq})
-        case ProjectFileDeleted(job_id=job_id):
-            yield Drop(parts, "job_id", [job_id])
-            yield Drop(examples, "job_id", [job_id])
+        case ProjectFileDeleted(file_id=file_id, job_id=job_id):
+            yield Drop(parts, "job_id", [job_id] if job_id else [])
+            yield Drop(parts, "file_id", [file_id])
+            yield Drop(examples, "file_id", [file_id])
         case ProjectDeleted(project_id=project_id, job_ids=job_ids):
             yield Drop(parts, "job_id", job_ids)
             yield Drop(examples, "project_id", [project_id])
@@ -124,7 +130,7 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     most: int
 
 
-_THERE = "not exists (select from example_edits e where e.id = x.id and e.deleted)"
+_THERE = f"not exists (select from example_edits e where e.id = x.id and e.deleted) and x.job_id not in {HIDDEN}"
 
 
 async def page(db: asyncpg.Pool, project_id: str, *, split: str | None, is_valid: bool | None, limit: int, offset: int) -> list[Row]:
@@ -158,6 +164,17 @@ async def reasons(db: asyncpg.Pool, project_id: str) -> dict[str, int]:
         project_id,
     )
     return dict(rows)
+
+
+async def next_part(db: asyncpg.Pool) -> asyncpg.Record | None:
+    """The oldest that waits to be loaded, whether what it was made from is still there, and whether anybody wants it any more."""
+    return await db.fetchrow(
+        f"""select p.*, j.kind, j.project_id, {OUTDATED} and j.status in ('succeeded', 'failed', 'cancelled') as outdated,
+                  case j.kind when 'ingest' then exists (select from files f where f.job_id = p.job_id)
+                              else exists (select from projects o where o.id = j.project_id)
+                                   and (p.file_id = '' or exists (select from files f where f.id = p.file_id)) end as owned
+             from parts p left join jobs j on j.id = p.job_id where p.state = 'pending' order by p.seq limit 1"""
+    )
 
 
 async def load(db: asyncpg.Pool, tenant: str, project_id: str, example_id: str) -> tuple[Example | None, int]:

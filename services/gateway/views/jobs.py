@@ -114,7 +114,7 @@ def project(recorded: Recorded) -> Iterator[Operation]:
         case PreparationProgressed(job_id=id, done=done, total=total):
             yield Change(jobs, id, {"progress": _share(done, total)})
         case PreparationCompleted(job_id=id, snapshot=None) as event:
-            yield _ended(recorded, id, "preparation", "completed", progress=100, result={"rows": event.rows, "valid": event.valid, "refused": event.refused})
+            yield _ended(recorded, id, "preparation", "completed", progress=100, result=_prepared(event))
         case PreparationCompleted(job_id=id):  # a snapshot is for the stage that comes next
             yield Change(jobs, id, {"stage": "preparation", "phase": "completed"})
         case PreparationFailed(job_id=id, message=message):
@@ -151,6 +151,11 @@ def project(recorded: Recorded) -> Iterator[Operation]:
             yield _ended(recorded, id, "export", "cancelled")
         case _:
             return
+
+
+def _prepared(event: PreparationCompleted) -> dict[str, Any]:
+    made = {name: value for name in ("generator", "model", "tokenizer", "splits", "refused_files", "notes") if (value := getattr(event, name))}
+    return {"rows": event.rows, "valid": event.valid, "refused": event.refused} | made
 
 
 def _ended(recorded: Recorded, job_id: str, stage: str, phase: str, **columns: Any) -> Change:
@@ -196,14 +201,15 @@ async def get(db: asyncpg.Pool, tenant: str, job_id: str) -> Row | None:
     return Row(**row) if row else None
 
 
-async def active(db: asyncpg.Pool, tenant: str) -> tuple[list[str], int]:
-    """Ids of the jobs that have not ended, oldest first, and up to which position of the log that is true."""
+async def active(db: asyncpg.Pool, tenants: list[str]) -> tuple[list[tuple[str, str]], int]:
+    """Workspace and id of the jobs that have not ended, oldest first, and up to which position of the log that is true."""
     row = await db.fetchrow(
-        """select array(select id from jobs where tenant = $1 and status in ('queued', 'preparing', 'running') order by created_at, id) as ids,
+        """select array(select tenant || '/' || id from jobs
+                         where tenant = any($1) and status in ('queued', 'preparing', 'running') order by created_at, id) as found,
                   (select seq from checkpoints where name = current_schema()) as seq""",
-        tenant,
+        tenants,
     )
-    return row["ids"], row["seq"]
+    return [(tenant, id) for tenant, _, id in (text.partition("/") for text in row["found"])], row["seq"]
 
 
 async def of_project(

@@ -19,6 +19,7 @@ from libs.events import (
     ProjectWorkStarted,
     Recorded,
 )
+from services.gateway.domain.jobs import CHUNK, GENERATE, PREVIEW
 from services.gateway.domain.project import Project
 from services.gateway.views.rows import Change, Drop, Merge, Operation, Put
 from services.gateway.views.schema import JSON, SEEN, BigInteger, Column, DateTime, Index, Table, Text, views
@@ -188,8 +189,8 @@ _NEWEST_OF_SEVERAL = f"""
 select s.*, (select sum(projects)::bigint from project_totals where tenant = any($1::text[])) as total
   from ({_SEEN} where p.id in (select n.id
                                  from unnest($1::text[]) t (tenant),
-                                      lateral (select id, created_at from projects where tenant = t.tenant order by created_at desc, id desc limit $2 + $3) n
-                                order by n.created_at desc, n.id desc limit $2 offset $3)) s
+                                      lateral (select id, created_at from projects where tenant = t.tenant order by created_at desc, id desc limit $2::bigint + $3::bigint) n
+                                order by n.created_at desc, n.id desc limit $2::bigint offset $3::bigint)) s
  order by s.created_at desc, s.id desc
 """
 
@@ -263,12 +264,16 @@ async def load(db: asyncpg.Pool, tenant: str, project_id: str) -> tuple[Project 
                   (select json_agg(j.id) from jobs j
                     where j.project_id = p.id and j.status not in ('succeeded', 'failed', 'cancelled')) as active_jobs,
                   (select json_agg(j.id) from jobs j
-                    where j.project_id = p.id and j.kind = 'ingest'
+                    where j.project_id = p.id and j.kind in ('ingest', 'generate')
                       and (j.status in ('failed', 'cancelled') or j.status = 'succeeded' and j.result ->> 'valid' = '0')) as barren_jobs,
                   (select json_agg(j.id) from jobs j where j.project_id = p.id and j.kind <> 'ingest') as works,
                   (select json_agg(s ->> 'job_id') from jobs j, json_array_elements(j.inputs -> 'sources') s
                     where j.id = p.run and j.status in ('queued', 'preparing') and j.phase <> 'completed') as read_by_run,
                   t.id as trained,
+                  (select json_object_agg(kind, id) from (select distinct on (kind) kind, id from jobs where project_id = p.id
+                                                           order by kind, created_at desc, id desc) j) as latest,
+                  (select json_object_agg(kind, id) from (select distinct on (kind) kind, id from jobs where project_id = p.id and status = 'succeeded'
+                                                           order by kind, created_at desc, id desc) j) as done,
                   (select j.id from jobs j
                     where j.project_id = p.id and j.kind = 'export' and j.inputs ->> 'training_job_id' = t.id
                       and j.status not in ('succeeded', 'failed', 'cancelled')
@@ -287,6 +292,7 @@ async def load(db: asyncpg.Pool, tenant: str, project_id: str) -> tuple[Project 
         return msgspec.json.decode(row[column], type=frozenset[str]) if row[column] else frozenset()
 
     held = msgspec.json.decode(row["files"], type=list[File]) if row["files"] else []
+    latest, done = (msgspec.json.decode(row[column], type=dict[str, str]) if row[column] else {} for column in ("latest", "done"))
     state = Project(
         id=row["id"],
         name=row["name"],
@@ -306,6 +312,11 @@ async def load(db: asyncpg.Pool, tenant: str, project_id: str) -> tuple[Project 
         read_by_run=jobs("read_by_run"),
         trained=row["trained"] or "",
         exporting=row["exporting"] or "",
+        chunking=latest.get(CHUNK, ""),
+        chunked=done.get(CHUNK, ""),
+        generating=latest.get(GENERATE, ""),
+        generated=done.get(GENERATE, ""),
+        previewing=latest.get(PREVIEW, ""),
         request=row["request"],
     )
     return state, row["version"]

@@ -13,9 +13,10 @@ from typing import NoReturn
 
 import msgspec
 
+from libs.runtime import orphan
 from services.training.frames import Checkpoint, Failed, Frame, Hello, RunSpec, Stopped
 
-from . import machine, orphan
+from . import machine
 from .link import Link
 from .outcome import Failure, Stop, plain, ran_out_of_memory
 from .wishes import Wishes

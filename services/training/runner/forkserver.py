@@ -15,10 +15,10 @@ from typing import Any
 
 import msgspec
 
+from libs.runtime import network
+from libs.runtime.orphan import die_with_parent
 from services.training.forking import Exited, Order, Started, Warm, order, packed
 from services.training.frames import RunSpec
-from services.training.runner import network
-from services.training.runner.orphan import die_with_parent
 
 LARGEST = 64 * 1024
 FIRST_TO_GO = "1000"

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from . import network, orphan
+from libs.runtime import network, orphan
 
 ITEM, ERROR = 0, 1
 OUT_OF_MEMORY = 17

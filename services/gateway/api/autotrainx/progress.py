@@ -1,4 +1,4 @@
-"""Progress over WebSockets: of one job until it ends, or of every job in the workspace.
+"""Progress over WebSockets: of one job until it ends, or of every job in one's workspaces.
 
 Each frame is the whole state of a job, flat and once more under `data`, and its `position` says what is in it: facts up to a position of the log, and
 steps up to a number. Who comes back with it as `?after=` gets what came since.
@@ -24,11 +24,13 @@ from libs.storage import Storage
 from services.gateway import playback
 from services.gateway.api.autotrainx.words import MESSAGES, STATUS, percentage, stamp
 from services.gateway.api.problems import Refused
+from services.gateway.audience import Audience, Listener
 from services.gateway.commands import Commands
 from services.gateway.domain import jobs
 from services.gateway.domain.errors import NotFound
 from services.gateway.domain.jobs import Job
 from services.gateway.live import Live, TooSlow
+from services.gateway.places import KINDS, Places
 from services.gateway.steps import Step
 from services.gateway.views import jobs as job_views
 
@@ -45,7 +47,7 @@ _LOOKING = 16
 _CATEGORIES = frozenset({"job", "preparation", "training", "export"})
 _POSITION = re.compile(r"(\d{1,18})(?:\.(\d{1,18}))?")
 
-ENDED, GOING_AWAY, TOO_SLOW = 1000, 1001, 1013
+ENDED, GOING_AWAY, ACCESS_ENDED, TOO_SLOW = 1000, 1001, 1008, 1013
 
 Say = Callable[[str], Awaitable[None]]
 
@@ -60,15 +62,17 @@ class Place(msgspec.Struct, frozen=True):
 class Sockets:
     """ASGI for WebSockets. What goes wrong before a socket is accepted is raised: the edge answers it."""
 
-    def __init__(self, *, db: asyncpg.Pool, log: EventLog, live: Live, storage: Storage, commands: Commands) -> None:
+    def __init__(self, *, db: asyncpg.Pool, log: EventLog, live: Live, places: Places, audience: Audience, storage: Storage, commands: Commands) -> None:
         self._db = db
         self._log = log
         self._live = live
+        self._places = places
+        self._audience = audience
         self._storage = storage
         self._commands = commands
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        tenant = scope["principal"].tenant
+        principal = scope["principal"]
         after = _after(scope["query_string"])
 
         async def say(frame: str) -> None:
@@ -78,18 +82,22 @@ class Sockets:
         match scope["path"].removeprefix("/ws/progress").strip("/").split("/"):
             case [""]:
                 scope["path_template"] = PATHS[0]
-                active, position = await job_views.active(self._db, tenant)
-                work = partial(self._all, tenant, active, position, after, say)
+                here = principal.everywhere
+                active, position = await job_views.active(self._db, here)
+                work = partial(self._all, here, active, position, after, say)
             case [id]:
                 scope["path_template"] = PATHS[1]
                 job_id = _job_id(id)
+                tenant = await self._places.of(KINDS["job_id"], job_id, principal)
+                here = [tenant]
                 if not (facts := await self._log.read(story(tenant, job_id))):
                     raise NotFound(what="Job", id=job_id)
                 work = partial(self._one, tenant, job_id, facts, after, say)
             case _:
                 raise Refused(404, "No such WebSocket")
+        listener = self._audience.enter(scope, here)
         with self._live.guest():
-            await _serve(work, receive, send)
+            await _serve(work, listener, receive, send)
 
     async def _one(self, tenant: str, job_id: str, facts: list[Recorded], after: Place | None, say: Say) -> int:
         seen = Seen(job_id)
@@ -98,26 +106,26 @@ class Sockets:
                 await say(frame)
         return ENDED if seen.ended else GOING_AWAY
 
-    async def _all(self, tenant: str, active: list[str], position: int, after: Place | None, say: Say) -> int:
+    async def _all(self, tenants: list[str], active: list[tuple[str, str]], position: int, after: Place | None, say: Say) -> int:
         """The views know which jobs are active up to a position; the log knows what happened to jobs behind it."""
-        known = set(active)
+        known = {job_id for _, job_id in active}
         looking = asyncio.Semaphore(_LOOKING)
 
-        async def follow(job_id: str) -> None:
+        async def follow(tenant: str, job_id: str) -> None:
             async with looking:
                 facts = await self._story(tenant, job_id)
             if facts:
                 await self._one(tenant, job_id, facts, after, say)
 
         async with asyncio.TaskGroup() as followers:
-            for job_id in active:
-                followers.create_task(follow(job_id))
+            for tenant, job_id in active:
+                followers.create_task(follow(tenant, job_id))
             start = min(after.seq, position) if after else position
-            async with aclosing(self._live.watch(tenant, after=start)) as watched:
+            async with aclosing(self._live.watch(*tenants, after=start)) as watched:
                 async for raw in watched:
                     if raw and (job_id := _about(raw)) and job_id not in known:
                         known.add(job_id)
-                        followers.create_task(follow(job_id))
+                        followers.create_task(follow(parse(raw.subject).tenant, job_id))
         return GOING_AWAY
 
     async def _story(self, tenant: str, job_id: str) -> list[Recorded]:
@@ -226,20 +234,21 @@ class Seen:
         }
 
 
-async def _serve(work: Callable[[], Awaitable[int]], receive: Any, send: Any) -> None:
-    """Until there is no more to be said, or nobody to say it to."""
+async def _serve(work: Callable[[], Awaitable[int]], listener: Listener, receive: Any, send: Any) -> None:
+    """Until there is no more to be said, or nobody to say it to, or who listens may do so no more."""
     await send({"type": "websocket.accept"})
-    telling, leaving = asyncio.create_task(_told(work())), asyncio.create_task(_left(receive))
+    telling, leaving, access = asyncio.create_task(_told(work())), asyncio.create_task(_left(receive)), asyncio.create_task(listener.until_ended())
     try:
-        await asyncio.wait({telling, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if telling.done() and (code := telling.result()):
+        await asyncio.wait({telling, leaving, access}, return_when=asyncio.FIRST_COMPLETED)
+        code, reason = (ACCESS_ENDED, access.result()) if access.done() else (telling.result(), "") if telling.done() else (0, "")
+        if code:
             with suppress(OSError):  # also a TimeoutError: who takes nothing isn't told either
                 async with asyncio.timeout(1):
-                    await send({"type": "websocket.close", "code": code})
+                    await send({"type": "websocket.close", "code": code, "reason": reason})
     finally:
-        for task in (telling, leaving):
+        for task in (telling, leaving, access):
             task.cancel()
-        await asyncio.gather(telling, leaving, return_exceptions=True)
+        await asyncio.gather(telling, leaving, access, return_exceptions=True)
 
 
 async def _told(work: Awaitable[int]) -> int:

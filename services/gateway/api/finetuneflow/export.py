@@ -60,7 +60,7 @@ async def list_exported(request: AnyRequest, project_id: FromPath[UUID], db: Nam
     return FilesOut(files=[*listed, FileOut(filename=ZIP, size_bytes=downloads.size(zipping.layout(files)))] if files else [])
 
 
-@get("/projects/{project_id:uuid}/export/download", summary="All files of the latest export as one ZIP")
+@get("/projects/{project_id:uuid}/export/download", summary="All files of the latest export as one ZIP", responses=downloads.ANSWERS)
 async def download_all(
     request: AnyRequest, project_id: FromPath[UUID], db: NamedDependency[asyncpg.Pool], commands: NamedDependency[Commands], storage: NamedDependency[Storage]
 ) -> Response[Any]:
@@ -68,7 +68,7 @@ async def download_all(
     return await _download(request, storage, await _exported(request, project_id, db, commands), ZIP)
 
 
-@get("/projects/{project_id:uuid}/export/download/{filename:str}", summary="One file of the latest export")
+@get("/projects/{project_id:uuid}/export/download/{filename:str}", summary="One file of the latest export", responses=downloads.ANSWERS)
 async def download_one(
     request: AnyRequest,
     project_id: FromPath[UUID],

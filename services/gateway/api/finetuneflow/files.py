@@ -23,14 +23,16 @@ from services.gateway.api import uploads
 from services.gateway.api.finetuneflow.words import stamp
 from services.gateway.api.problems import Refused
 from services.gateway.api.requests import AnyRequest, answered, if_match, new_id, origin, tenant
-from services.gateway.api.uploads import Form, Limits
+from services.gateway.api.uploads import Form, Limits, Uploaded
 from services.gateway.commands import Commands
 from services.gateway.domain.errors import IdempotencyKeyReused, NotFound
-from services.gateway.domain.project import AddFiles, DeleteFile, Project
+from services.gateway.domain.project import DATASET as UPLOAD
+from services.gateway.domain.project import DOCUMENT, AddFiles, DeleteFile, Project
 from services.gateway.views import projects
 
 DATASET = frozenset({"application/json", "application/jsonl", "text/csv", "text/plain"})
-KINDS = ("raw_doc", "dataset_upload")
+DOCUMENTS = frozenset({"application/pdf", uploads.WORD, uploads.UTF16, "text/plain", "text/markdown"})
+KINDS = (DOCUMENT, UPLOAD)
 
 
 class FileOut(msgspec.Struct, kw_only=True):
@@ -42,7 +44,7 @@ class FileOut(msgspec.Struct, kw_only=True):
     size_bytes: int
     created_at: str
     job_id: str
-    """The job that reads it; `GET /jobs/{id}` tells how far it is."""
+    """The job that reads a data set's file; `GET /jobs/{id}` tells how far it is. Empty for documents."""
 
 
 @dataclass
@@ -63,7 +65,7 @@ class FilesOut(msgspec.Struct, kw_only=True):
     "/projects/{project_id:uuid}/files/upload",
     status_code=201,
     request_max_body_size=None,
-    summary="Upload one or more data-set files",
+    summary="Upload documents, or files of a data set",
     operation_class=Upload,
 )
 async def upload_files(
@@ -75,13 +77,13 @@ async def upload_files(
     storage: NamedDependency[Storage],
     settings: NamedDependency[Gateway],
 ) -> Response[FilesOut]:
-    """multipart/form-data with `files` and `kind`. Types are told by content; one bad file refuses the whole request. Each file is then read by a job of its own."""
+    """multipart/form-data with `files` and `kind`. Types are told by content; one bad file refuses the whole request. A data set is then read by a job of its own; documents wait to be cut."""
     here = tenant(request)
     project, _ = await commands.newest(Project, str(project_id), tenant=here, known=await projects.load(db, here, str(project_id)))
     if project is None or project.deleted:
         raise NotFound(what="Project", id=str(project_id))
     base = uuid.UUID(new_id(request))
-    limits = Limits(file_mb=settings.max_file_mb, total_mb=settings.max_project_mb, accepted=DATASET)
+    limits = Limits(file_mb=settings.max_file_mb, total_mb=settings.max_project_mb, accepted=DATASET | DOCUMENTS)
     form = await uploads.receive(request, storage, limits=limits, new_key=lambda: f"{here}/{project.id}/{_fresh()}")
     try:
         kind = _kind(form)
@@ -90,11 +92,11 @@ async def upload_files(
                 file_id=str(uuid.uuid5(base, f"file/{n}")),
                 filename=uploaded.filename,
                 kind=kind,
-                mime_type=uploaded.mime_type,
+                mime_type=_mime_type(uploaded, kind),
                 size=uploaded.content.size,
                 sha256=uploaded.content.sha256,
                 key=uploaded.content.key,
-                job_id=str(uuid.uuid5(base, f"job/{n}")),
+                job_id=str(uuid.uuid5(base, f"job/{n}")) if kind == UPLOAD else "",
             )
             for n, uploaded in enumerate(form.files)
         ]
@@ -150,9 +152,22 @@ def _kind(form: Form) -> str:
     kind = form.fields.get("kind", "")
     if kind not in KINDS:
         raise Refused(422, f"kind: must be one of {', '.join(KINDS)}", field="kind")
-    if kind == "raw_doc":
-        raise Refused(501, "Documents (kind=raw_doc) can't be read by this version yet: upload a data set (kind=dataset_upload)", field="kind")
     return kind
+
+
+def _mime_type(uploaded: Uploaded, kind: str) -> str:
+    """A data set may be prose, and prose may look like a table: then its name decides."""
+    found = uploaded.mime_type
+    if kind == UPLOAD:
+        found = "text/plain" if found == "text/markdown" else found
+        accepted = DATASET
+    else:
+        accepted = DOCUMENTS
+        ending = uploaded.filename.rpartition(".")[2].lower()
+        found = "text/plain" if found in DATASET and ending in uploads.TEXTS else found
+    if found not in accepted:
+        raise uploads.unsupported(uploaded.filename, found)
+    return found
 
 
 async def _earlier(log: EventLog, tenant: str, project_id: str, files: list[File]) -> list[FileOut] | None:

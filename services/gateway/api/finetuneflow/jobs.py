@@ -10,7 +10,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, QueryParameter
 
 from services.gateway.api.finetuneflow.projects import known
-from services.gateway.api.finetuneflow.words import STATUS, SYNONYMS, progress, stamp, stamp_or_none
+from services.gateway.api.finetuneflow.words import STATUS, SYNONYMS, TYPES, progress, stamp, stamp_or_none
 from services.gateway.api.problems import Refused
 from services.gateway.api.requests import AnyRequest, Limit, Offset, answered, origin, tenant
 from services.gateway.commands import Commands
@@ -64,7 +64,9 @@ async def list_jobs(
     if status is not None and status not in SYNONYMS:
         raise Refused(422, f"status: must be one of {', '.join(sorted(set(STATUS.values())))}", field="status")
     statuses = list(SYNONYMS[status]) if status else None
-    rows, total = await jobs.of_project(db, tenant(request), id, kinds=[type] if type else None, statuses=statuses, limit=limit, offset=offset)
+    rows, total = await jobs.of_project(
+        db, tenant(request), id, kinds=[_KINDS.get(type, type)] if type else None, statuses=statuses, limit=limit, offset=offset
+    )
     return JobPage(jobs=[JobOut(**_fields(row)) for row in rows], total=total, limit=limit, offset=offset)
 
 
@@ -77,7 +79,7 @@ async def get_job(request: AnyRequest, job_id: FromPath[UUID], db: NamedDependen
         raise NotFound(what="Job", id=str(job_id))
     return JobDetail(
         id=state.id,
-        type=state.kind,
+        type=TYPES.get(state.kind, state.kind),
         status=STATUS[state.status.value],
         progress_pct=0,
         result_summary=None,
@@ -98,13 +100,15 @@ async def cancel_job(request: AnyRequest, job_id: FromPath[UUID], commands: Name
     return answered(await commands.run(CancelJob(job_id=str(job_id)), origin=origin(request)), Cancelled(), status=200)
 
 
+_KINDS = {type: kind for kind, type in TYPES.items()}
+
 handlers: list[Any] = [list_jobs, get_job, cancel_job]
 
 
 def _fields(row: jobs.Row) -> dict[str, Any]:
     return {
         "id": row.id,
-        "type": row.kind,
+        "type": TYPES.get(row.kind, row.kind),
         "status": STATUS[row.shown],
         "progress_pct": progress(row.shown, row.progress),
         "result_summary": _summary(row),
@@ -127,5 +131,10 @@ def _summary(row: jobs.Row) -> dict[str, Any] | None:
             return {"steps": steps, **metrics}
         case {"files": dict(files)}:
             return {"files": len(files), "size_bytes": sum(files.values())}
+        case {"generator": str()}:
+            made = {"total_generated": result["rows"], "valid": result["valid"], "invalid": result["rows"] - result["valid"]}
+            return made | {key: result[key] for key in ("refused", "splits", "generator", "model", "notes") if result.get(key)}
+        case {"tokenizer": str(tokenizer)}:
+            return {"chunks": result["rows"], "tokenizer": tokenizer} | {key: result[key] for key in ("refused_files", "notes") if result.get(key)}
         case _:
             return {"total": result.get("rows", 0), "valid": result.get("valid", 0), "invalid": result.get("rows", 0) - result.get("valid", 0)}

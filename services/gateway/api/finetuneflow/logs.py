@@ -14,6 +14,7 @@ import asyncpg
 import msgspec
 from litestar import Response, get
 from litestar.di import NamedDependency
+from litestar.openapi import ResponseSpec
 from litestar.params import FromPath
 from litestar.response import Stream
 
@@ -36,6 +37,7 @@ from services.gateway import playback
 from services.gateway.api.finetuneflow.projects import known
 from services.gateway.api.problems import Refused
 from services.gateway.api.requests import AnyRequest, tenant
+from services.gateway.audience import AccessEnded, Audience, Listener
 from services.gateway.commands import Commands
 from services.gateway.domain.errors import NotFound
 from services.gateway.live import Live, TooSlow
@@ -58,6 +60,7 @@ class Place(msgspec.Struct, frozen=True):
     "/projects/{project_id:uuid}/train/logs/stream",
     media_type="text/event-stream",
     summary="The latest run as server-sent events, from its start or from Last-Event-ID",
+    responses={204: ResponseSpec(None, description="The run has ended, and Last-Event-ID is its end")},
 )
 async def stream_logs(
     request: AnyRequest,
@@ -67,6 +70,7 @@ async def stream_logs(
     log: NamedDependency[EventLog],
     live: NamedDependency[Live],
     storage: NamedDependency[Storage],
+    audience: NamedDependency[Audience],
 ) -> Response[Any]:
     """Events log, progress, eval, checkpoint, and at the end complete or error. Who has seen the end gets a 204 instead of it all again."""
     id = await known(request, project_id, db, commands)
@@ -78,7 +82,9 @@ async def stream_logs(
         seen = Place()  # of an earlier run
     if 0 < run.end <= seen.seq:
         return Response(None, status_code=204)
-    return Stream(_frames(live, storage, commands, run, seen), media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+    listener = audience.enter(request.scope, [run.tenant])
+    frames = _frames(live, storage, commands, listener, run, seen, heartbeat=audience.heartbeat)
+    return Stream(frames, media_type="text/event-stream", headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
 
 handlers: list[Any] = [stream_logs]
@@ -93,12 +99,12 @@ def _seen(request: AnyRequest) -> Place:
     return Place(int(found[1]), int(found[2] or 0))
 
 
-async def _frames(live: Live, storage: Storage, commands: Commands, run: Run, seen: Place) -> AsyncIterator[bytes]:
+async def _frames(live: Live, storage: Storage, commands: Commands, listener: Listener, run: Run, seen: Place, *, heartbeat: float) -> AsyncIterator[bytes]:
     yield b"retry: 1000\n\n"
     words = _Words(seen)
     try:
         # The last step seen comes once more, unsaid: its loss may be the run's last.
-        async with aclosing(playback.play(live, storage, run, after_step=max(0, seen.step - 1))) as played:
+        async with aclosing(listener.hear(playback.play(live, storage, run, after_step=max(0, seen.step - 1), heartbeat=heartbeat))) as played:
             async for news in played:
                 if isinstance(news, Recorded) and isinstance(news.event, playback.ENDS):
                     await commands.visible(news.seq, patience=_SEEN)
@@ -106,6 +112,8 @@ async def _frames(live: Live, storage: Storage, commands: Commands, run: Run, se
                     yield said
     except TooSlow:
         yield b": too slow, come back with your last id\n\n"
+    except AccessEnded as ended:
+        yield ended.event
 
 
 class _Words:

@@ -4,7 +4,7 @@ import asyncio
 from contextlib import aclosing
 from datetime import UTC, datetime
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 from uuid import UUID
 
 import asyncpg
@@ -19,7 +19,7 @@ from libs.events.log import EventLog
 from services.gateway.api.charges import starter
 from services.gateway.api.finetuneflow.projects import known
 from services.gateway.api.finetuneflow.words import STATUS, progress, stamp_or_none
-from services.gateway.api.problems import Refused
+from services.gateway.api.problems import Refused, with_choices
 from services.gateway.api.requests import AnyRequest, answered, fingerprint, new_id, origin, tenant
 from services.gateway.commands import Commands
 from services.gateway.domain import jobs
@@ -188,8 +188,9 @@ def _understood(given: dict[str, Any], method: str) -> dict[str, Any]:
         msgspec.convert({**understood, "base_model": "any", "method": method}, FineTune)
     except msgspec.ValidationError as error:
         problem, _, path = str(error).partition(" - at `$.")
-        field = f"hyperparams.{names.get(path.rstrip('`'), path.rstrip('`'))}"
-        raise Refused(422, f"{field}: {problem}", field=field) from error
+        own = path.rstrip("`")
+        field = f"hyperparams.{names.get(own, own)}"
+        raise Refused(422, f"{field}: {with_choices(problem, get_type_hints(FineTune).get(own))}", field=field) from error
     return understood
 
 

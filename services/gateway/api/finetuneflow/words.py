@@ -25,6 +25,15 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 }
 """Every family's word for a status is understood in a filter."""
 
+TYPES = {"chunk": "chunking", "preview": "dataset_preview", "generate": "dataset_generate"}
+"""Kinds of jobs that are called otherwise here."""
+
+
+class Queued(msgspec.Struct, kw_only=True):
+    job_id: str
+    status: str = "queued"
+    message: str
+
 
 def progress(status: str, percent: int) -> int:
     """What is prepared before the work itself doesn't count, and all of it is done only at the end."""

@@ -1,0 +1,325 @@
+"""Examples out of the text itself, without any model: questions that its sentences answer, in their own words."""
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+from .example import Example, Turn, single
+from .language import bare, is_telling, tell, telling
+from .questions import about_fr, ask, inside, stands_alone
+from .text import Listing, Section, is_whole, read
+
+LONGEST = 3
+"""Sentences of an answer."""
+TOPIC = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*|[^\w\s]|\d+|\s+")
+LEAD = 160
+"""Characters of a sentence that may introduce a list in a question."""
+
+
+class Words(NamedTuple):
+    """What is asked in one language."""
+
+    about: str
+    heading: str
+    listing: str
+    listing_under: str
+    explain: str
+    explain_heading: str
+    section: str
+    figures: str
+    summary: tuple[str, ...]
+    """By number of sentences: one, two, three."""
+
+
+WORDS = {
+    "en": Words(
+        about="What does the document say about {topic}?",
+        heading="What does the document say under the heading “{heading}”?",
+        listing="List what the document names here: “{lead}”",
+        listing_under="List the points that the document gives under “{heading}”.",
+        explain="Explain what the document says about {topic}.",
+        explain_heading="Explain what the document says under the heading “{heading}”.",
+        section="Summarise the section “{heading}” of the document.",
+        figures="Which dates and figures does the document give about {topic}?",
+        summary=(
+            "Summarise the following text in one sentence.",
+            "Summarise the following text in two sentences.",
+            "Summarise the following text in three sentences.",
+        ),
+    ),
+    "fr": Words(
+        about="Que dit le document à propos {of_topic} ?",
+        heading="Que dit le document sous le titre « {heading} » ?",
+        listing="Énumère ce que le document cite ici : « {lead} »",
+        listing_under="Énumère les points que le document donne sous « {heading} ».",
+        explain="Explique ce que dit le document à propos {of_topic}.",
+        explain_heading="Explique ce que dit le document sous le titre « {heading} ».",
+        section="Résume la section « {heading} » du document.",
+        figures="Quels chiffres et quelles dates le document donne-t-il à propos {of_topic} ?",
+        summary=("Résume le texte suivant en une phrase.", "Résume le texte suivant en deux phrases.", "Résume le texte suivant en trois phrases."),
+    ),
+    "de": Words(
+        about="Was sagt das Dokument zum Thema „{topic}“?",
+        heading="Was steht im Dokument unter der Überschrift „{heading}“?",
+        listing="Zähle auf, was das Dokument hier nennt: „{lead}“",
+        listing_under="Zähle die Punkte auf, die das Dokument unter „{heading}“ nennt.",
+        explain="Erkläre, was das Dokument zum Thema „{topic}“ sagt.",
+        explain_heading="Erkläre, was im Dokument unter der Überschrift „{heading}“ steht.",
+        section="Fasse den Abschnitt „{heading}“ des Dokuments zusammen.",
+        figures="Welche Zahlen und Daten nennt das Dokument zum Thema „{topic}“?",
+        summary=(
+            "Fasse den folgenden Text in einem Satz zusammen.",
+            "Fasse den folgenden Text in zwei Sätzen zusammen.",
+            "Fasse den folgenden Text in drei Sätzen zusammen.",
+        ),
+    ),
+    "es": Words(
+        about="¿Qué dice el documento sobre «{topic}»?",
+        heading="¿Qué dice el documento bajo el título «{heading}»?",
+        listing="Enumera lo que el documento nombra aquí: «{lead}»",
+        listing_under="Enumera los puntos que el documento da bajo «{heading}».",
+        explain="Explica lo que dice el documento sobre «{topic}».",
+        explain_heading="Explica lo que dice el documento bajo el título «{heading}».",
+        section="Resume la sección «{heading}» del documento.",
+        figures="¿Qué cifras y fechas da el documento sobre «{topic}»?",
+        summary=("Resume el texto siguiente en una frase.", "Resume el texto siguiente en dos frases.", "Resume el texto siguiente en tres frases."),
+    ),
+}
+
+
+def examples(text: str, *, task_type: str, headings: Sequence[str] = ()) -> Iterator[Example]:
+    """As many as the text gives, the best first; the same for the same text."""
+    chunk = Reading(text, headings)
+    match task_type:
+        case "qa":
+            yield from chunk.questions()
+        case "chat":
+            yield from chunk.chats()
+        case "instruction":
+            yield from chunk.instructions()
+        case _:
+            yield from chunk.summaries()
+
+
+class Reading:
+    """A chunk, its sentences, and how much each of them says."""
+
+    def __init__(self, text: str, headings: Sequence[str] = ()) -> None:
+        self.language = tell(text) or "en"
+        self.sections = read(text, headings=headings)
+        every = [sentence for section in self.sections for sentence in section.sentences]
+        self.whole = [sentence for sentence in every if is_whole(sentence)]
+        self.weights = _weights(every)
+        self.small = frozenset(word for word in re.findall(r"\b[^\W\d_]+\b", text) if word.islower())
+        self.names = frozenset(re.findall(r"[a-zà-ÿ,;]\s([^\W\d_]+)", text)) - self.small
+        self.topics = _topics(self.whole, self.language)
+        self.words = WORDS[self.language]
+
+    def questions(self) -> Iterator[Example]:
+        """Those that patterns put, what says most first; then headings and topics."""
+        answers: dict[str, list[str]] = defaultdict(list)
+        ranks: dict[str, tuple[float, int]] = {}
+        for place, sentence in enumerate(self.whole):
+            if stands_alone(sentence, self.language) and (asked := ask(sentence, self.language, small=self.small, names=self.names)):
+                answers[asked.question].append(self._followed(sentence) if not answers[asked.question] else sentence)
+                ranks.setdefault(asked.question, (-self._weight(sentence) - (asked.rank < 20), place))
+        told = {sentence for found in answers.values() for sentence in found}
+        for question in sorted(ranks, key=ranks.__getitem__):
+            yield single(question, _joined(answers[question][:LONGEST]))
+        for section in self.sections:
+            if section.heading and (answer := self._beginning(section, most=2)):
+                yield single(self.words.heading.format(heading=section.heading), _joined(answer))
+        for topic, sentences in self.topics.items():
+            if not set(sentences) <= told:
+                yield single(self._about(self.words.about, topic), _joined(sentences[:LONGEST]))
+
+    def chats(self) -> Iterator[Example]:
+        """Two questions each, the second about what comes behind the first."""
+        turns = [example.turns[0] for example in self.questions()]
+        turns = list({turn.answered: turn for turn in reversed(turns)}.values())[::-1]
+        order = {sentence: n for n, sentence in enumerate(self.whole)}
+        while turns:
+            first = turns.pop(0)
+            here = _place(first, order)
+            others = [turn for turn in turns if turn.answered not in first.answered and first.answered not in turn.answered]
+            if not others:
+                continue
+            second = min(others, key=lambda turn: (abs(_place(turn, order) - here), turn.asked))
+            turns.remove(second)
+            yield Example(turns=[first, second] if here <= _place(second, order) else [second, first])
+
+    def instructions(self) -> Iterator[Example]:
+        yield from _woven(self._lists(), self._explained(), self._figures(), self._sections_in_short())
+        yield from self.questions()
+
+    def summaries(self) -> Iterator[Example]:
+        """Of the whole chunk in several lengths, then of its sections."""
+        texts = [("\n\n".join(filter(None, (_shown(section) for section in self.sections))), self.whole)]
+        if len(self.sections) > 1:
+            texts += [(_shown(section), [sentence for sentence in section.sentences if is_whole(sentence)]) for section in self.sections]
+        for count in (3, 2, 1):
+            for text, sentences in texts:
+                if len(sentences) >= 2 * count + 1 and (best := self._best(sentences, count)):
+                    yield single(self.words.summary[count - 1], _joined(best), input=text)
+
+    def _lists(self) -> Iterator[Example]:
+        for section in self.sections:
+            for block in section.blocks:
+                if not isinstance(block, Listing) or len(block.items) < 2:
+                    continue
+                answer = "\n".join(f"- {item}" for item in block.items)
+                if block.lead.endswith(":") and len(block.lead) <= LEAD and stands_alone(block.lead, self.language):
+                    yield single(self.words.listing.format(lead=block.lead.rstrip(" :")), answer)
+                elif section.heading:
+                    yield single(self.words.listing_under.format(heading=section.heading), answer)
+
+    def _explained(self) -> Iterator[Example]:
+        for section in self.sections:
+            if section.heading and len(answer := self._beginning(section, most=4)) > 1:
+                yield single(self.words.explain_heading.format(heading=section.heading), _joined(answer))
+        for topic, sentences in self.topics.items():
+            if len(sentences) > 1:
+                yield single(self._about(self.words.explain, topic), _joined(sentences[: LONGEST + 1]))
+
+    def _figures(self) -> Iterator[Example]:
+        for topic, sentences in self.topics.items():
+            if figures := [sentence for sentence in sentences if re.search(r"\d", sentence)]:
+                yield single(self._about(self.words.figures, topic), _joined(figures[:LONGEST]))
+
+    def _sections_in_short(self) -> Iterator[Example]:
+        for section in self.sections:
+            sentences = [sentence for sentence in section.sentences if is_whole(sentence)]
+            if section.heading and len(sentences) >= 5:
+                yield single(self.words.section.format(heading=section.heading), _joined(self._best(sentences, 3)))
+
+    def _about(self, question: str, topic: str) -> str:
+        of_topic = about_fr(topic).removeprefix("Que dit le document à propos ").removesuffix(" ?") if self.language == "fr" else ""
+        return question.format(topic=topic, of_topic=of_topic)
+
+    def _beginning(self, section: Section, *, most: int) -> list[str]:
+        """Its first sentences in a row, while they are whole."""
+        found: list[str] = []
+        for sentence in section.sentences[:most]:
+            if not is_whole(sentence) or (not found and not stands_alone(sentence, self.language)):
+                break
+            found.append(sentence)
+        return found
+
+    def _followed(self, sentence: str) -> str:
+        """With the next one where that goes on about the same."""
+        at = self.whole.index(sentence) + 1
+        following = self.whole[at] if at < len(self.whole) else ""
+        goes_on = following and not stands_alone(following, self.language) and len(following) <= 200
+        return f"{sentence} {following}" if goes_on and self._follows(sentence, following) else sentence
+
+    def _follows(self, sentence: str, following: str) -> bool:
+        return any(f"{sentence}\0{following}" in "\0".join(section.sentences) for section in self.sections)
+
+    def _best(self, sentences: Sequence[str], count: int) -> list[str]:
+        """Those that say most and not the same, in their order. The first of a text says more than its words."""
+        chosen: list[int] = []
+        left = [n for n, sentence in enumerate(sentences) if stands_alone(sentence, self.language)]
+        while left and len(chosen) < count:
+            best = max(
+                left, key=lambda n: (self._weight(sentences[n]) * (1.3 if n == 0 else 1) * (1 - _alike(sentences[n], [sentences[c] for c in chosen])), -n)
+            )
+            chosen.append(best)
+            left.remove(best)
+        return [sentences[n] for n in sorted(chosen)] if len(chosen) == count else []
+
+    def _weight(self, sentence: str) -> float:
+        words = telling(sentence)
+        return sum(self.weights[word] for word in words) / math.sqrt(len(words) + 4) if words else 0.0
+
+
+def _weights(sentences: Sequence[str]) -> dict[str, float]:
+    """TF-IDF within the chunk, its sentences being the documents."""
+    every = [Counter(telling(sentence)) for sentence in sentences]
+    holding = Counter(word for words in every for word in words)
+    total = sum(every, Counter[str]())
+    return {word: (1 + math.log(count)) * math.log(1 + len(sentences) / holding[word]) for word, count in total.items()}
+
+
+def _topics(sentences: Sequence[str], language: str) -> dict[str, list[str]]:
+    """What several sentences speak of: words that stand together between small ones. The most spoken of first, none inside another."""
+    forms: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+    spoken: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for sentence in sentences:
+        for article, run, capital in _runs(sentence):
+            key = tuple(map(bare, run))
+            first = run[0] if capital else run[0][0].lower() + run[0][1:]
+            shown = " ".join([first, *run[1:]])
+            if article:
+                shown = f"{article}{'' if article.endswith(chr(39)) else ' '}{shown}"
+            forms[key][shown] += 1
+            if sentence not in spoken[key]:
+                spoken[key].append(sentence)
+    for key in list(spoken):  # a sentence speaks of the harbour master also where others stand around the words
+        spoken[key] = [sentence for sentence in sentences if _holds(sentence, key)]
+    found: dict[str, list[str]] = {}
+    taken: set[str] = set()
+    for key in sorted(spoken, key=lambda key: (-len(spoken[key]) * (len(key) + 0.5), key)):
+        if len(spoken[key]) < 2 or len(spoken[key]) > max(3, len(sentences) // 2) or not taken.isdisjoint(key) or (len(key) == 1 and len(key[0]) < 4):
+            continue
+        taken.update(key)
+        shown = max(sorted(forms[key]), key=lambda form: forms[key][form])
+        found[shown] = spoken[key]
+    standing = {topic: [sentence for sentence in about if stands_alone(sentence, language)] for topic, about in found.items()}
+    return {topic: about for topic, about in standing.items() if about}
+
+
+_ARTICLES = frozenset("the le la les l' der die das el los las".split())
+
+
+def _runs(sentence: str) -> Iterator[tuple[str, list[str], bool]]:
+    """The words behind each article, up to the next small one or sign: the article, the words, and whether they are a name."""
+    tokens = [token for token in re.findall(r"[^\W\d_]+(?:-[^\W\d_]+)*['’]?|\d+|[^\w\s]", sentence)]
+    for n, token in enumerate(tokens[:-1]):
+        if token.lower().replace("’", "'") not in _ARTICLES:
+            continue
+        run = []
+        for word in tokens[n + 1 :]:
+            if not (word[0].isalpha() and is_telling(bare(word))) or word.endswith(("'", "’")):
+                break
+            run.append(word)
+        ended = n + 1 + len(run) < len(tokens)
+        if 1 <= len(run) <= 3 and ended:
+            yield token.lower().replace("’", "'"), run, run[0][0].isupper()
+
+
+def _holds(sentence: str, key: tuple[str, ...]) -> bool:
+    words = [bare(word) for word in re.findall(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*", sentence)]
+    return any(tuple(words[n : n + len(key)]) == key for n in range(len(words)))
+
+
+def _alike(sentence: str, others: Sequence[str]) -> float:
+    words = set(telling(sentence))
+    return max((len(words & set(telling(other))) / max(1, len(words)) for other in others), default=0.0)
+
+
+def _joined(sentences: Sequence[str]) -> str:
+    return " ".join(sentences)
+
+
+def _place(turn: Turn, order: dict[str, int]) -> int:
+    return next((n for sentence, n in order.items() if turn.answered.startswith(sentence)), len(order))
+
+
+def _shown(section: Section) -> str:
+    """As text again."""
+    blocks = ["\n".join(f"- {item}" for item in block.items) if isinstance(block, Listing) else _joined(block.sentences) for block in section.blocks]
+    return "\n".join([section.heading, *blocks] if section.heading else blocks)
+
+
+def _woven(*kinds: Iterator[Example]) -> Iterator[Example]:
+    """One of each kind in turns."""
+    left = list(kinds)
+    while left:
+        for kind in list(left):
+            if example := next(islice(kind, 1), None):
+                yield example
+            else:
+                left.remove(kind)
