@@ -338,6 +338,24 @@ async def test_the_end_of_the_job_decides_what_becomes_of_the_money(
     assert [(entry["type"], entry["jobId"]) for entry in (await entries(till, ann))[:2]] == [(settled, job), ("reserved", job)]
 
 
+async def test_who_starts_in_somebody_elses_workspace_pays_himself(till: httpx.AsyncClient, ledger: EventLog, ann: Person):
+    ben, project = await registered(till), await ready(till, ann)
+    invited = await till.post(f"/v2/workspaces/{ann.id}/members", json={"username": ben.username, "role": "editor"}, headers=ann.headers)
+    assert invited.status_code == 201, invited.text
+
+    async def let_in() -> bool:
+        return (await till.get(f"/projects/{project}", headers=ben.headers)).status_code == 200
+
+    await eventually(let_in)
+
+    job = await started(till, project, ben)
+    assert (await money(till, ann), await money(till, ben)) == ((100, 0), (70, PRICE))
+
+    await tell(ledger, ann, job, "training.started", "training.failed")
+    assert (await settled_once(ledger, ben, job))[-1].envelope.type == "credit.released"
+    assert [fact.envelope.type for fact in await story(ledger, ann)] == ["credit.granted"]
+
+
 async def test_a_job_that_costs_nothing_moves_no_money(till: httpx.AsyncClient, ledger: EventLog, ann: Person):
     """The upload's own job, which fails."""
     project = await ready(till, ann)

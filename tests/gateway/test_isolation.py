@@ -33,7 +33,6 @@ BODIES: dict[Operation, dict[str, Any]] = {
     ("PATCH", "/webhooks/{webhook_id}"): {"json": {"description": "taken over"}},
     ("POST", "/webhooks/{webhook_id}/replay"): {"json": {"from": 1}},
     ("PATCH", "/v2/users/{user_id}"): {"json": {"role": "user"}},
-    ("POST", "/v2/users/{user_id}/credits"): {"json": {"amount": 1}},
     ("POST", "/projects"): {"json": {"name": "a stranger's own"}},
     ("POST", "/v2/keys"): {"json": {"name": "a stranger's own"}},
     ("POST", "/v2/workspaces/{workspace_id}/members"): {"json": {"username": "nobody-has-this-name", "role": "viewer"}},

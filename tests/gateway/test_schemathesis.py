@@ -1,7 +1,9 @@
 """Everything that /openapi.json says can be asked, asked with what nobody would send: no 5xx, and no answer that isn't documented."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 from uuid import uuid4
 
 import httpx
@@ -41,6 +43,26 @@ def test_nor_does_the_owner_of_local_mode(gateway: Process):
     assert not list(wrong(f"http://{gateway.part.address}", {}))
 
 
+def test_what_no_generator_sends_is_refused_too(guarded: Process, person: dict[str, str]):
+    """Text that JSON can say and PostgreSQL can't hold, numbers beyond any column, and worse."""
+    with httpx.Client(base_url=f"http://{guarded.part.address}", headers=person, timeout=10) as api:
+        document = api.get("/openapi.json").json()
+        asked = [
+            (f"{method.upper()} {path}", operation, request, api.send(request))
+            for path, item in document["paths"].items()
+            for method, operation in item.items()
+            if (method.upper(), path) not in LEAVING
+            for request in hostile(api, document, method.upper(), path, operation)
+        ]
+
+    assert len(asked) > 1000
+    assert not [
+        f"{answer.status_code} {name} {request.url} {request.headers} {request.content[:200]!r}: {answer.text[:200]}"
+        for name, operation, request, answer in asked
+        if not documented(answer.status_code, operation) or (answer.status_code >= 500 and tuple(name.split()) not in AWAY)
+    ]
+
+
 def wrong(address: str, headers: dict[str, str]) -> Iterator[str]:
     with httpx.Client(base_url=address, headers=headers) as api:
         schema = schemathesis.openapi.from_dict(api.get("/openapi.json").json())
@@ -74,3 +96,76 @@ def known(api: httpx.Client, path: str) -> dict[str, str]:
     if "{webhook_id}" in path:
         found["webhook_id"] = api.post("/webhooks", json={"url": "https://example.com/"}).raise_for_status().json()["id"]
     return {name: value for name, value in found.items() if f"{{{name}}}" in path}
+
+
+TEXTS = ["", "\0", "%", "\x7f", "\u202e", "𝄞", "x" * 3000, "-1", "9" * 30, "1e400", "null", "[]", "' or 1=1 --", "../..", "true"]
+VALUES = [
+    *(json.dumps(text) for text in ("", "\0", "𝄞", "x" * 20_000, "../..")),
+    '"\\ud800"',
+    *(str(number) for number in (-1, 0, 2**31, 2**63, 10**400, -0.5)),
+    *("1e400", "NaN", "null", "true", "[]", "{}", "[null]", '{"": {"\\u0000": 1}}'),
+    "[" * 3000 + "]" * 3000,
+    '{"a":' * 300 + "1" + "}" * 300,
+]
+HEADERS = {
+    "Idempotency-Key": ["", "x" * 256, "\xff", "a\tb"],
+    "If-Match": ["", '"', "9" * 40, '"-1"', "\xff"],
+    "If-None-Match": ['"', "\xff"],
+    "Last-Event-ID": ["", "9" * 40, "1.9" * 9, "-1", "\xff"],
+    "Range": ["bytes=9-1", "bytes=", "bytes=-0", "bytes=" + "9" * 40 + "-", "\xff"],
+    "X-Workspace": ["", "*", ">", "x" * 300, "\xff"],
+    "traceparent": ["00-" + "g" * 32 + "-" + "0" * 16 + "-zz", "\xff"],
+    "Accept": ["", "\xff", "*/*;q=9"],
+    "Content-Type": ["application/json; charset=x", "multipart/form-data", "multipart/form-data; boundary=", "\xff", ""],
+}
+
+
+def hostile(api: httpx.Client, document: Any, method: str, path: str, operation: Any) -> Iterator[httpx.Request]:
+    """One thing wrong at a time, and all else as it should be."""
+    held = known(api, path)
+    address = path.format(**held)
+    for name in held:
+        yield from (api.build_request(method, path.format(**{**held, name: quote(text, safe="")})) for text in TEXTS if text)
+    for parameter in operation.get("parameters", []):
+        if parameter["in"] == "query":
+            yield from (api.build_request(method, f"{address}?{parameter['name']}={quote(text, safe='')}") for text in TEXTS)
+    for name, values in HEADERS.items():
+        if name not in ("Accept", "Last-Event-ID") or method == "GET":
+            yield from (api.build_request(method, address, headers={name: value.encode("latin-1")}) for value in values)
+    body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
+    if body is not None:
+        fields = right(document, body)
+        bodies = [body_of({**fields, name: value}) for name in properties(document, body) for value in VALUES]
+        for content in [*bodies, *VALUES, "", "{", '{"a": 1, "a": 2}', "\xff\xfe"]:
+            yield api.build_request(method, address, content=content.encode(), headers={"Content-Type": "application/json"})
+
+
+def documented(status: int, operation: Any) -> bool:
+    return bool({str(status), f"{status // 100}XX"} & set(operation["responses"]))
+
+
+def right(document: Any, schema: Any) -> dict[str, str]:
+    """A body that has only what it must have, each field as JSON."""
+    required = resolved(document, schema).get("required", [])
+    return {name: example(resolved(document, field)) for name, field in properties(document, schema).items() if name in required}
+
+
+def properties(document: Any, schema: Any) -> dict[str, Any]:
+    return resolved(document, schema).get("properties", {})
+
+
+def resolved(document: Any, schema: Any) -> Any:
+    if "$ref" in schema:
+        return document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    return next((resolved(document, some) for some in schema.get("oneOf", []) if some.get("type") != "null"), schema)
+
+
+def example(field: Any) -> str:
+    if "enum" in field:
+        return json.dumps(field["enum"][0])
+    examples = {"string": '"x"', "integer": "1", "number": "1", "boolean": "true", "array": "[]"}
+    return examples.get(field.get("type"), "{}")
+
+
+def body_of(fields: dict[str, str]) -> str:
+    return f"{{{', '.join(f'{json.dumps(name)}: {value}' for name, value in fields.items())}}}"

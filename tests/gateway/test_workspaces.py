@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 from uuid import uuid4
 
@@ -469,8 +469,9 @@ async def code_of(stack: AsyncExitStack, gateway: Process, token: str, job: str 
     opened = await stack.enter_async_context(socket(gateway, token, job))
 
     async def closed() -> tuple[int, str]:
-        async for _ in opened:
-            continue
+        with suppress(ConnectionClosed):
+            async for _ in opened:
+                continue
         return opened.close_code or 0, opened.close_reason or ""
 
     return asyncio.create_task(closed())

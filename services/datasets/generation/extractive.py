@@ -9,12 +9,11 @@ from typing import NamedTuple
 
 from .example import Example, Turn, single
 from .language import bare, is_telling, tell, telling
-from .questions import about_fr, ask, inside, stands_alone
+from .questions import about_fr, ask, stands_alone
 from .text import Listing, Section, is_whole, read
 
 LONGEST = 3
 """Sentences of an answer."""
-TOPIC = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*|[^\w\s]|\d+|\s+")
 LEAD = 160
 """Characters of a sentence that may introduce a list in a question."""
 
@@ -276,7 +275,7 @@ _ARTICLES = frozenset("the le la les l' der die das el los las".split())
 
 def _runs(sentence: str) -> Iterator[tuple[str, list[str], bool]]:
     """The words behind each article, up to the next small one or sign: the article, the words, and whether they are a name."""
-    tokens = [token for token in re.findall(r"[^\W\d_]+(?:-[^\W\d_]+)*['’]?|\d+|[^\w\s]", sentence)]
+    tokens: list[str] = re.findall(r"[^\W\d_]+(?:-[^\W\d_]+)*['’]?|\d+|[^\w\s]", sentence)
     for n, token in enumerate(tokens[:-1]):
         if token.lower().replace("’", "'") not in _ARTICLES:
             continue

@@ -204,7 +204,7 @@ class Generate(Preparation):
             async with aclosing(missing), asyncio.TaskGroup() as group:
                 for _ in range(self._concurrency):
                     group.create_task(make())
-        except* Exception as errors:
+        except* Exception as errors:  # noqa: BLE001  # it is raised where what is made is awaited
             await flow.close(_first(errors))
         else:
             await flow.close()

@@ -73,7 +73,7 @@ def _blocks(text: str, known: set[str]) -> Iterator[str | Paragraph | Listing]:
         following = next((other.strip() for other in lines[n + 1 :] if other.strip()), "")
         alone = (n == 0 or not lines[n - 1].strip()) and (n + 1 >= len(lines) or not lines[n + 1].strip())
         item = _ITEM.match(line)
-        heading = _heading(stripped, following, known, alone=alone) if not item or _NUMBERED.match(stripped) and alone else ""
+        heading = _heading(stripped, following, known, alone=alone) if not item or (alone and _NUMBERED.match(stripped)) else ""
         if item and not heading:
             if held:
                 lead = _flushed(held)[-1]

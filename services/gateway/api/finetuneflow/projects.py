@@ -78,7 +78,7 @@ class ProjectPage(msgspec.Struct, kw_only=True):
 
 @post("/projects", status_code=201, summary="Create a project")
 async def create_project(request: AnyRequest, data: JSONBody[ProjectNew], commands: NamedDependency[Commands]) -> Response[ProjectOut]:
-    """With an Idempotency-Key a repeat gives the first answer again; another body under the same key is a 422."""
+    """With an Idempotency-Key a repeat gives the first answer again; another body under the same key is a 422. In your own workspace, or in the one that the header X-Workspace names."""
     command = CreateProject(
         project_id=new_id(request),
         name=data.name,

@@ -1,6 +1,7 @@
 """The log, for everyone whose workspaces it is about: page by page, or live as server-sent events."""
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Annotated, Any
 
 import msgspec
@@ -70,11 +71,12 @@ handlers: list[Any] = [read_events]
 async def _frames(live: Live, listener: Listener, tenants: list[str], *, after: int, about: str, heartbeat: float) -> AsyncIterator[bytes]:
     yield b"retry: 1000\n\n"
     try:
-        async for raw in listener.hear(live.watch(*tenants, after=after, about=about, heartbeat=heartbeat)):
-            if raw is None:
-                yield b": keepalive\n\n"
-            elif not is_private(raw.subject):
-                yield b"id: %d\nevent: %s\ndata: %s\n\n" % (raw.seq, ".".join(raw.subject.split(".")[2:4]).encode(), raw.data)
+        async with aclosing(listener.hear(live.watch(*tenants, after=after, about=about, heartbeat=heartbeat))) as heard:
+            async for raw in heard:
+                if raw is None:
+                    yield b": keepalive\n\n"
+                elif not is_private(raw.subject):
+                    yield b"id: %d\nevent: %s\ndata: %s\n\n" % (raw.seq, ".".join(raw.subject.split(".")[2:4]).encode(), raw.data)
     except TooSlow:
         yield b": too slow, come back with your last id\n\n"
     except AccessEnded as ended:
