@@ -49,7 +49,13 @@ class Caller(asyncio.Protocol):
 
 async def load(address: str, seconds: float, connections: int, token: str, method: str, path: str, body: str) -> dict[str, object]:
     host, port = address.rsplit(":", 1)
-    lines = [f"{method} {path} HTTP/1.1", f"Host: {address}", f"Authorization: Bearer {token}", "Content-Type: application/json", f"Content-Length: {len(body)}"]
+    lines = [
+        f"{method} {path} HTTP/1.1",
+        f"Host: {address}",
+        f"Authorization: Bearer {token}",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+    ]
     request = "\r\n".join([*lines, "", body]).encode()
     started = time.perf_counter()
     callers = [Caller(request, started + seconds) for _ in range(connections)]

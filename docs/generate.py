@@ -34,7 +34,7 @@ LIMITS = (
     "`/`, `/health`, `/livez`, `/readyz`, `/metrics`, the pages of documentation and a browser's preflights never count.",
     "Every answer has `X-RateLimit-Limit`, `X-RateLimit-Remaining` and `X-RateLimit-Reset` (the window's end, in seconds since 1970); one request too many is a 429 in the family's form with `Retry-After`. "
     "A window has a fixed length, and begins for each caller at a time of their own. A stream, a WebSocket or a download is one request, however long it is.",
-    "All gateways count together, on the bus. While it doesn't answer within 80 ms, each gateway counts for itself (`trainyard_rate_limits_alone` is 1), from what it knew; afterwards it tells the others. "
+    "All gateways count together, on the bus. While it doesn't answer within 100 ms, each gateway counts for itself (`trainyard_rate_limits_alone` is 1), from what it knew; afterwards it tells the others. "
     "`TRAINYARD_RATE_LIMITS` multiplies all limits, `TRAINYARD_ANONYMOUS_PER_HOUR` is the one for requests without a token ([settings](settings.md)).",
 )
 EXAMPLE = JobCreated(

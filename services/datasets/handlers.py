@@ -17,6 +17,7 @@ from libs.events.log import EventLog
 from libs.runtime.broker import Later
 from libs.storage import Storage
 
+from .chunk import Chunk
 from .generation.endpoint import Endpoint
 from .generation.job import Generate
 from .ingest import Ingest
@@ -28,7 +29,7 @@ P = TypeVar("P", bound=Preparation)
 
 log = logging.getLogger(__name__)
 
-KINDS: dict[str, type[Preparation]] = {"ingest": Ingest, "train": Snapshot, "generate": Generate}
+KINDS: dict[str, type[Preparation]] = {"ingest": Ingest, "chunk": Chunk, "train": Snapshot, "preview": Generate, "generate": Generate}
 """Kinds of jobs whose preparation this version does."""
 WAITING = (Snapshot, Generate)
 """What reads other jobs' parts."""
@@ -47,7 +48,8 @@ class Preparations:
         self._storage = storage
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="parsing")
         self._settings = settings
-        self._kinds: dict[str, Callable[..., Preparation]] = {**KINDS, "generate": partial(Generate, endpoint=endpoint, turns=asyncio.Semaphore(GENERATING))}
+        generate = partial(Generate, endpoint=endpoint, turns=asyncio.Semaphore(GENERATING))
+        self._kinds: dict[str, Callable[..., Preparation]] = {name: generate if kind is Generate else kind for name, kind in KINDS.items()}
         self._in_hand: set[Preparation] = set()
 
     def close(self) -> None:

@@ -44,20 +44,44 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
 _encode = msgspec.json.Encoder().encode
 
 
+class Packing:
+    """Lines in their order, each with the reason why it is refused, if it is. What doesn't fill a part waits for more, or to be asked for."""
+
+    def __init__(self, *, most_rows: int = ROWS, most_bytes: int = BYTES) -> None:
+        self._most = (most_rows, most_bytes)
+        self.made = 0
+        """Parts."""
+        self._empty()
+
+    def pack(self, lines: Iterable[tuple[bytes, str]]) -> Iterator[Part]:
+        most_rows, most_bytes = self._most
+        for line, reason in lines:
+            if self._count == most_rows or (self._count and len(self._content) + len(line) > most_bytes):
+                yield self._part()
+            self._content += line
+            self._count += 1
+            if reason:
+                self._refused[reason] += 1
+
+    def rest(self) -> Iterator[Part]:
+        if self._count:
+            yield self._part()
+
+    def _part(self) -> Part:
+        self.made += 1
+        part = Part(number=self.made, content=bytes(self._content), rows=self._count, refused=dict(self._refused))
+        self._empty()
+        return part
+
+    def _empty(self) -> None:
+        self._content, self._refused, self._count = bytearray(), Counter[str](), 0
+
+
 def cut(rows: Iterable[Row], *, job_id: str, most_rows: int = ROWS, most_bytes: int = BYTES) -> Iterator[Part]:
     namespace = uuid.UUID(job_id)
-    number, content, refused, count = 1, bytearray(), Counter[str](), 0
-    for row in rows:
-        line = _line(row, namespace)
-        if count == most_rows or (count and len(content) + len(line) > most_bytes):
-            yield Part(number=number, content=bytes(content), rows=count, refused=dict(refused))
-            number, content, refused, count = number + 1, bytearray(), Counter[str](), 0
-        content += line
-        count += 1
-        if row.reason:
-            refused[row.reason] += 1
-    if count:
-        yield Part(number=number, content=bytes(content), rows=count, refused=dict(refused))
+    packing = Packing(most_rows=most_rows, most_bytes=most_bytes)
+    yield from packing.pack((_line(row, namespace), row.reason) for row in rows)
+    yield from packing.rest()
 
 
 def _line(row: Row, namespace: uuid.UUID) -> bytes:

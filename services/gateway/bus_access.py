@@ -217,9 +217,17 @@ class Doorkeeper:
         good = await self._good({connection.authorized_user for _, connection in connected})
         for server, connection in connected:
             if connection.authorized_user not in good:
-                log.info("bus: ended a connection of %s", connection.authorized_user)
-                await self._nc.request(f"{KICK}.{server}", json.dumps({"cid": connection.cid}).encode(), timeout=1)
-                _ended.inc()
+                await self._end(server, connection)
+
+    async def _end(self, server: str, connection: Connection) -> None:
+        """One that can't be ended holds up no other: it is met again at the next look."""
+        try:
+            await self._nc.request(f"{KICK}.{server}", json.dumps({"cid": connection.cid}).encode(), timeout=1)
+        except (nats.errors.Error, OSError) as error:
+            log.warning("bus: a connection of %s could not be ended: %s", connection.authorized_user, str(error) or type(error).__name__)
+            return
+        log.info("bus: ended a connection of %s", connection.authorized_user)
+        _ended.inc()
 
     async def _connected(self) -> list[tuple[str, Connection]]:
         found: list[tuple[str, Connection]] = []

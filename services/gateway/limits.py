@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import math
+import random
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ log = logging.getLogger(__name__)
 
 STREAM = "RATE"
 REQUIRED = {"allow_msg_counter": True, "max_msgs_per_subject": 1}
-PATIENCE = 0.08
+PATIENCE = 0.1
 """Seconds that a request waits for a counter, before it is let through on this gateway's own account."""
 MOST_REMEMBERED = 50_000
 SHORTEST_SHARED = 10
@@ -130,10 +131,11 @@ class Limits:
     What was taken is counted before it is given out: no fault of a gateway lets more through than the limit, it can only waste what it held.
     """
 
-    def __init__(self, counters: Counters, *, factor: float = 1.0, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, counters: Counters, *, factor: float = 1.0, now: Callable[[], float] = time.time, jitter: Callable[[], float] = random.random) -> None:
         self._counters = counters
         self._factor = factor
         self._now = now
+        self._jitter = jitter
         self._tallies: dict[tuple[str, str], _Tally] = {}
         self._interruptions = counters.interruptions
         self._away = False
@@ -167,7 +169,7 @@ class Limits:
     async def run(self) -> None:
         """Until cancelled: once the counters are away, or were, looks for them, tells them what they don't know, and goes back to them."""
         while True:
-            await asyncio.sleep(_LOOK_AGAIN)
+            await asyncio.sleep(_LOOK_AGAIN * (0.5 + self._jitter()))  # gateways that agree with lost counters at once restore too much
             self._notice_interruption()
             if not self._away:
                 continue
@@ -250,15 +252,13 @@ class Limits:
         heard = await self._counters.add(tally.subject, told + wanted)
         lost = max(0, known - (heard - told - wanted))  # of what was counted when this was heard before: the server has died
         granted = min(wanted, max(0, tally.limit - heard - lost + wanted))
-        tally.untold += lost - told
         tally.taken = heard
-        tally.held += granted
-        late = min(tally.held, tally.untold)  # those stand for what passed on our own account since, or was lost
-        tally.held -= late
-        tally.untold -= late
+        since = min(granted, tally.untold - told)  # passed on our own account because this took too long
+        tally.held += granted - since
+        tally.untold += lost - told - since
 
     async def _agree(self) -> None:
-        """Every gateway does this after an interruption. A sum is what all had taken, so whoever heard it last restores it for all."""
+        """Every gateway does this after an interruption. A sum is what all had taken: whoever heard it last restores it for all."""
         now = self._now()
         known = [tally for tally in self._tallies.values() if tally.shared and tally.ends > now and not tally.asking]
         for start in range(0, len(known), _AT_ONCE):

@@ -11,9 +11,12 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 
+import httpx
+
 from tests.chaos.load import Load
 from tests.chaos.nemesis import Nemesis
 from tests.kit.checker import Violation, check, summary
+from tests.kit.people import bearer, registered
 from tests.kit.platform import Platform, client, platform
 from tests.kit.processes import left_running
 
@@ -21,7 +24,14 @@ LIMIT_MB = 1
 """Of a project's files: so low that the load meets it."""
 PATIENCE = {False: 60.0, True: 180.0}
 """Seconds until all has come to rest; where runs are trained, those that wait have to be."""
-ENVIRON = {"TRAINYARD_MAX_PROJECT_MB": str(LIMIT_MB), "TRAINYARD_LOG_LEVEL": "info"}
+ENVIRON = {
+    "TRAINYARD_MAX_PROJECT_MB": str(LIMIT_MB),
+    "TRAINYARD_LOG_LEVEL": "info",
+    "TRAINYARD_PRICES": "finetuneflow=7",
+    "TRAINYARD_NEW_USER_CREDITS": "150",
+    "TRAINYARD_RATE_LIMITS": "0",
+}
+"""Who trains has an account, pays for each run, and may run out of credits."""
 
 
 @dataclass
@@ -54,7 +64,8 @@ class Outcome:
 async def campaign(platform: Platform, *, seed: int, seconds: float) -> Outcome:
     nemesis = Nemesis(platform, seed=seed)
     async with client() as http:
-        load = Load(platform.urls, http, seed=seed, trains=bool(platform.training))
+        trains = bool(platform.training)
+        load = Load(platform.urls, http, seed=seed, trains=trains, headers=await _account(platform.urls[0]) if trains else None)
         working = asyncio.create_task(load.run())
         try:
             await nemesis.run(seconds)
@@ -88,6 +99,14 @@ async def campaign(platform: Platform, *, seed: int, seconds: float) -> Outcome:
         rested_after=rested_after,
         logs=f"{tempfile.gettempdir()}/trainyard-chaos-{seed}",
     )
+
+
+async def _account(url: str) -> dict[str, str]:
+    """Somebody who pays, by a key that all gateways know and that outlives them."""
+    async with httpx.AsyncClient(base_url=url, timeout=30) as api:
+        person = await registered(api)
+        key = await api.post("/v2/keys", json={"name": "campaign"}, headers=person.headers)
+    return bearer(key.json()["key"])
 
 
 async def _activity(platform: Platform) -> list[str]:

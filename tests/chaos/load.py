@@ -5,6 +5,7 @@ import hashlib
 import json
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,13 +31,24 @@ class Mine:
 
 
 class Load:
-    def __init__(self, urls: list[str], client: httpx.AsyncClient, *, seed: int, people: int = 6, pace: float = 0.3, trains: bool = False) -> None:
+    def __init__(
+        self,
+        urls: list[str],
+        client: httpx.AsyncClient,
+        *,
+        seed: int,
+        people: int = 6,
+        pace: float = 0.3,
+        trains: bool = False,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         self.ops: list[Op] = []
         self.over = False
         self._urls = urls
         self._client = client
         self._pace = pace
         self._trains = trains
+        self._headers = headers or {}
         self.rng = random.Random(seed)
         self._rngs = [random.Random(f"{seed}/{n}") for n in range(people)]
         self._name = 0
@@ -272,14 +284,14 @@ class Load:
 
     async def _get(self, rng: random.Random, path: str) -> Any:
         try:
-            answer = await self._client.get(rng.choice(self._urls) + path)
+            answer = await self._client.get(rng.choice(self._urls) + path, headers=self._headers)
         except httpx.TransportError:
             return None
         return answer.json() if answer.status_code in (200, 404) else None
 
     async def _send(self, rng: random.Random, op: Op, *, at: int | None = None, **form: Any) -> None:
         """Tried on either gateway until somebody gives an answer that settles it."""
-        headers = {"Idempotency-Key": op.key} if op.key else {}
+        headers = {**self._headers, **({"Idempotency-Key": op.key} if op.key else {})}
         if op.if_match is not None:
             headers["If-Match"] = f'"{op.if_match}"'
         deadline = time.monotonic() + 60

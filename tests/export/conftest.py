@@ -1,4 +1,4 @@
-"""The workshop: one process with torch and peft for all tests of exports."""
+"""The workshop: one process with torch and peft for all tests of exports; and a bus and an object store for those that need them."""
 
 import json
 import os
@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.kit.place import log, nc, own_log, own_nc, place, storage
+
+__all__ = ["log", "nc", "own_log", "own_nc", "place", "storage"]
 
 
 class Workshop:

@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,10 @@ import pytest
 from markdown_it import MarkdownIt
 from nats.aio.client import Client
 
-from infra.embedded import Process, Servers, Settings
-from infra.embedded import services as embedded
-from infra.embedded.process import Command
-from libs import config
+from infra.embedded import Servers
+from libs.config import Service, load
 from libs.events import ExportCompleted, ExportedFile, ExportFailed, JobCreated, Origin, Recorded, story
 from libs.events.log import EventLog
-from libs.runtime import bus
 from libs.runtime.broker import HandedOver
 from libs.storage import Storage, StorageDown
 from services.export import exporting
@@ -32,8 +29,9 @@ from services.export.verification import Question, Verdict
 from tests.export.conftest import Workshop
 from tests.export.stories import STEPS, Trained, cancel
 from tests.kit.eventually import eventually
+from tests.kit.place import impatient
 from tests.kit.processes import children
-from tests.kit.servers import ELSEWHERE, fresh_home, revive
+from tests.kit.servers import revive
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # nats-py leaves them behind where a reconnect fails halfway
 
@@ -45,74 +43,14 @@ ENDED = ("export.completed", "export.failed", "export.cancelled")
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Servers]:
-    """A bus and an object store that these tests may kill."""
-    with fresh_home() as home, Servers(home, Settings(database_url=ELSEWHERE)) as servers:
-        yield servers
-
-
-@pytest.fixture(scope="module")
-async def nc(place: Servers) -> AsyncIterator[Client]:
-    nc = await bus.connect(place.nats_url("infra"), name="infra")
-    yield nc
-    await nc.close()
-
-
-@pytest.fixture
-def log(nc: Client) -> EventLog:
-    return EventLog(nc, source="/tests")
-
-
-@pytest.fixture(scope="module")
-def storage(place: Servers) -> Iterator[Storage]:
-    storage = Storage(settings_of(place))
-    yield storage
-    storage.close()
-
-
-@pytest.fixture(scope="module")
-async def own_nc(place: Servers) -> AsyncIterator[Client]:
-    """Connected as the service is, with its rights."""
-    nc = await bus.connect(place.nats_url("export"), name="export")
-    yield nc
-    await nc.close()
-
-
-@pytest.fixture
-def own_log(own_nc: Client) -> EventLog:
-    return EventLog(own_nc, source="/export")
+def whose() -> str:
+    return "export"
 
 
 @pytest.fixture
 def service(own_log: EventLog, storage: Storage) -> Exports:
     """What a replica does with a delivery, without the delivery."""
     return Exports(own_log, storage)
-
-
-def settings_of(place: Servers) -> config.Service:
-    return config.load(config.Service, place.environ("export", port=0))
-
-
-class Impatient(embedded.Service):
-    """`python -m services.export`, but what a killed replica had in hand is delivered again after 2 s instead of 20."""
-
-    def command(self) -> Command:
-        code = (
-            "from functools import partial; from libs.config import Service; from libs.runtime import process; "
-            "from services.export.app import serve; process.run('export', Service, partial(serve, ack_wait=2.0))"
-        )
-        there = super().command()
-        return Command([*there.argv[:2], "-c", code], environ=there.environ)
-
-
-@contextmanager
-def process(place: Servers) -> Iterator[Process]:
-    port = place.home.ports["export"]
-    process = Process(Impatient(name="export", label="export", host="127.0.0.1", port=port, environ=place.environ("export", port=port)), place.home)
-    try:
-        yield process
-    finally:
-        process.kill()
 
 
 @pytest.fixture
@@ -496,7 +434,7 @@ async def test_an_object_store_that_is_away_is_no_failure(
     place: Servers, own_log: EventLog, storage: Storage, log: EventLog, trained: Trained, unchecked: asyncio.Event
 ):
     created = await (await trained.completed()).export()
-    away = Storage(config.load(config.Service, {**place.environ("export", port=0), "TRAINYARD_S3_ENDPOINT": "http://127.0.0.1:1"}))
+    away = Storage(load(Service, {**place.environ("export", port=0), "TRAINYARD_S3_ENDPOINT": "http://127.0.0.1:1"}))
 
     with pytest.raises(StorageDown):
         await Exports(own_log, away).export(created)
@@ -568,7 +506,7 @@ async def test_a_cancel_in_the_middle_of_a_copy_leaves_nothing_half_written(
                 if reached.is_set():
                     closed.set()
 
-    slow = Slow(settings_of(place))
+    slow = Slow(load(Service, place.environ("export", port=0)))
     service = Exports(own_log, slow)
     await service.listen(own_nc)
     work = asyncio.create_task(service.export(created))
@@ -594,7 +532,7 @@ async def test_after_kill_9_a_new_process_makes_the_same_files(place: Servers, s
     undisturbed = await real.export()
     await service.export(undisturbed)
 
-    with process(place) as export:
+    with impatient(place, "export") as export:
         await revive(export)
         created = await real.export()
         service_pid = export.pid or 0
@@ -614,7 +552,7 @@ async def test_after_kill_9_a_new_process_makes_the_same_files(place: Servers, s
 
 
 async def test_it_waits_until_the_object_store_is_back_and_cancels_at_once(place: Servers, log: EventLog, trained: Trained):
-    with process(place) as export:
+    with impatient(place, "export") as export:
         await revive(export)
         await trained.keep("adapter_model.safetensors", CUT_SHORT)
         await trained.completed()

@@ -507,9 +507,9 @@ class Counted:
         self._log = log
         self.scans = 0
 
-    def scan_raw(self, pattern: str, *, after: int = 0) -> Any:
+    def scan_raw(self, pattern: str, *, after: int, page: int) -> Any:
         self.scans += 1
-        return self._log.scan_raw(pattern, after=after)
+        return self._log.scan_raw(pattern, after=after, page=page)
 
     async def next_position(self, pattern: str, *, after: int) -> int:
         return await self._log.next_position(pattern, after=after)

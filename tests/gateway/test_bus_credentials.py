@@ -1,8 +1,13 @@
 """Event consumers on the bus: what a credential opens, what it doesn't, and how it ends. On a real nats-server, with a client that anybody could have."""
 
+import asyncio
 import gc
 import json
+import os
 import re
+import shlex
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -26,8 +31,7 @@ from services.gateway.domain.errors import NotFound, TooManyBusCredentials
 from tests.kit.eventually import eventually
 from tests.kit.gateway import client, running
 from tests.kit.given import given
-from tests.kit.people import JWT, Person, registered
-from tests.kit.servers import all_servers
+from tests.kit.people import Person, registered
 
 DOCS = Path(__file__).parents[2] / "docs" / "consumers.md"
 CREATE = CreateCredential(user_id="u", credential_id="c", workspace="u", name="", password_sha256="x")
@@ -36,37 +40,11 @@ CREATE = CreateCredential(user_id="u", credential_id="c", workspace="u", name=""
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # nats-py leaves them behind where a reconnect fails halfway
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def swept() -> Iterator[None]:
     """While the test that expects them lasts."""
     yield
     gc.collect()
-
-
-@pytest.fixture(scope="module")
-def yard() -> Iterator[Servers]:
-    """Servers of its own: which gateway is asked about a consumer is the bus's choice, so there may be no other here."""
-    with all_servers() as servers:
-        yield servers
-
-
-@pytest.fixture(scope="module")
-def guard(yard: Servers) -> Iterator[Process]:
-    with running(yard, label="guard", environ=JWT) as process:
-        yield process
-
-
-@pytest.fixture(scope="module")
-async def api(guard: Process) -> AsyncIterator[httpx.AsyncClient]:
-    async with client(guard) as api:
-        yield api
-
-
-@pytest.fixture(scope="module")
-async def infra(yard: Servers) -> AsyncIterator[Client]:
-    nc = await bus.connect(yard.nats_url("infra"), name="infra")
-    yield nc
-    await nc.close()
 
 
 class Consumer:
@@ -115,33 +93,33 @@ async def consumer(credential: dict[str, Any], **changed: Any) -> AsyncIterator[
         await nc.close()
 
 
-async def made(api: httpx.AsyncClient, person: Person | None, **body: Any) -> dict[str, Any]:
-    answer = await api.post("/v2/bus-credentials", json=body, headers=person.headers if person else {})
+async def made(door: httpx.AsyncClient, person: Person | None, **body: Any) -> dict[str, Any]:
+    answer = await door.post("/v2/bus-credentials", json=body, headers=person.headers if person else {})
     assert answer.status_code == 201, answer.text
     return answer.json()
 
 
-async def project(api: httpx.AsyncClient, person: Person | None, **headers: str) -> str:
-    answer = await api.post("/projects", json={"name": "heard of"}, headers={**(person.headers if person else {}), **headers})
+async def project(door: httpx.AsyncClient, person: Person | None, **headers: str) -> str:
+    answer = await door.post("/projects", json={"name": "heard of"}, headers={**(person.headers if person else {}), **headers})
     assert answer.status_code == 201, answer.text
     return answer.json()["id"]
 
 
-async def test_a_consumer_hears_what_happens_in_its_workspace_and_nothing_else(api: httpx.AsyncClient, infra: Client):
-    ann, bob = await registered(api), await registered(api)
-    credential = await made(api, ann, name="dashboard")
-    log = EventLog(infra, source="/tests")
+async def test_a_consumer_hears_what_happens_in_its_workspace_and_nothing_else(door: httpx.AsyncClient, infra_nc: Client):
+    ann, bob = await registered(door), await registered(door)
+    credential = await made(door, ann, name="dashboard")
+    log = EventLog(infra_nc, source="/tests")
 
     async with consumer(credential) as alone, consumer(credential) as shared:
         await alone.listen(credential["subject"])
         await shared.listen(credential["subject"], queue="workers")
-        await api.post("/v2/keys", json={"name": "secret"}, headers=ann.headers)
-        await made(api, ann)
+        await door.post("/v2/keys", json={"name": "secret"}, headers=ann.headers)
+        await made(door, ann)
         granted = CreditGranted(user_id=ann.id, grant_id="g", amount=1, balance=1)
         await log.append([Write(events=[granted], after=(await newest(log, ann, "credit")))], origin=Origin(tenant=ann.id))
         await log.append([Write(events=[QuotaTaken(user_id=ann.id, job_id="j")], after=0)], origin=Origin(tenant=ann.id))
-        await project(api, bob)
-        await project(api, ann)
+        await project(door, bob)
+        await project(door, ann)
         await eventually(lambda: alone.heard and shared.heard)
 
         assert alone.facts == shared.facts == ["project.created"]
@@ -152,15 +130,15 @@ async def newest(log: EventLog, person: Person, category: str) -> int:
     return max((recorded.seq for recorded in await log.read(f"ev.{person.id}.{category}.*.{person.id}")), default=0)
 
 
-async def test_a_consumer_can_do_nothing_but_listen(api: httpx.AsyncClient, infra: Client):
-    ann, bob = await registered(api), await registered(api)
-    credential = await made(api, ann)
+async def test_a_consumer_can_do_nothing_but_listen(door: httpx.AsyncClient, infra_nc: Client):
+    ann, bob = await registered(door), await registered(door)
+    credential = await made(door, ann)
     places = [">", "*.>", "feed.>", f"feed.{bob.id}.>", "feed.*.project.>", f"feed.{ann.id}.credit.>", f"ev.{ann.id}.>", "sec.>", "tel.>", "work.>"]
     places += ["ask.>", "proj.>", "sys.>", "$SYS.>", "$SYS.REQ.USER.AUTH", "$JS.>", "$JS.API.>", "_INBOX.>", "_INBOX_gateway.>", "_INBOX_infra.>"]
     writes = [f"ev.{ann.id}.project.created.x", f"sec.{ann.id}.user.key_created.x", f"feed.{ann.id}.project.created.x", "tel.x", "work.x", "ask.predict"]
     writes += ["proj.views", "$JS.API.INFO", "$JS.API.STREAM.DELETE.EV", "$JS.API.DIRECT.GET.EV", "$JS.API.CONSUMER.MSG.NEXT.EV.x", "_INBOX_gateway.x"]
     writes += ["sys.connections", "sys.kick.x", "$SYS.REQ.USER.AUTH", "$SYS.REQ.USER.INFO", "$SYS.REQ.SERVER.PING.CONNZ"]
-    before = (await EventLog(infra, source="/tests").position()).last
+    before = (await EventLog(infra_nc, source="/tests").position()).last
 
     async with consumer(credential) as it:
         for place in [*places, f"_INBOX_{credential['id']}.>"]:
@@ -171,12 +149,13 @@ async def test_a_consumer_can_do_nothing_but_listen(api: httpx.AsyncClient, infr
 
     assert it.refused("subscription") == {place.lower() for place in places}
     assert it.refused("publish") == {place.lower() for place in writes}
-    assert (await EventLog(infra, source="/tests").position()).last == before
+    assert (await EventLog(infra_nc, source="/tests").position()).last == before
 
 
-async def test_only_the_right_password_lets_in(api: httpx.AsyncClient, yard: Servers, guard: Process):
-    ann, bob = await registered(api), await registered(api)
-    credential, other = await made(api, ann), await made(api, bob)
+@pytest.mark.usefixtures("swept")
+async def test_only_the_right_password_lets_in(door: httpx.AsyncClient, servers: Servers, guarded: Process):
+    ann, bob = await registered(door), await registered(door)
+    credential, other = await made(door, ann), await made(door, bob)
     hers, id = credential["user"].split(".")
     wrong = [
         {"password": ""},
@@ -202,28 +181,28 @@ async def test_only_the_right_password_lets_in(api: httpx.AsyncClient, yard: Ser
 
     assert let_in == []
     assert connected
-    logs = guard.log.read_text() + yard["nats"].log.read_text()
+    logs = guarded.log.read_text() + servers["nats"].log.read_text()
     assert credential["password"] not in logs
-    assert "drop" not in guard.log.read_text()
+    assert "drop" not in guarded.log.read_text()
 
 
-async def test_one_sequence_everywhere_and_pages_without_what_the_feed_leaves_out(api: httpx.AsyncClient, infra: Client):
-    ann = await registered(api)
-    credential = await made(api, ann)
-    log = EventLog(infra, source="/tests")
+async def test_one_sequence_everywhere_and_pages_without_what_the_feed_leaves_out(door: httpx.AsyncClient, infra_nc: Client):
+    ann = await registered(door)
+    credential = await made(door, ann)
+    log = EventLog(infra_nc, source="/tests")
 
     async with consumer(credential) as it:
         await it.listen(credential["subject"])
-        ids = [await project(api, ann) for _ in range(2)]
+        ids = [await project(door, ann) for _ in range(2)]
         after = await newest(log, ann, "credit")
         await log.append([Write(events=[CreditGranted(user_id=ann.id, grant_id="g", amount=1, balance=1)], after=after)], origin=Origin(tenant=ann.id))
-        ids.append(await project(api, ann))
+        ids.append(await project(door, ann))
         heard = await eventually(lambda: it.heard, of=3)
 
-    page = (await api.get("/v2/events", headers=ann.headers)).json()
+    page = (await door.get("/v2/events", headers=ann.headers)).json()
     paged = [(found["seq"], found["event"]) for found in page["events"] if found["event"]["type"] == "project.created"]
     streamed: list[tuple[int, Any]] = []
-    async with api.stream("GET", "/v2/events", headers={**ann.headers, "Accept": "text/event-stream"}) as answer:
+    async with door.stream("GET", "/v2/events", headers={**ann.headers, "Accept": "text/event-stream"}) as answer:
         async for line in answer.aiter_lines():
             if line.startswith("id:"):
                 streamed.append((int(line[3:]), None))
@@ -238,102 +217,181 @@ async def test_one_sequence_everywhere_and_pages_without_what_the_feed_leaves_ou
     assert not [found for found in page["events"] if found["event"]["type"].startswith("credit.")]
 
 
-async def test_a_revoked_credential_is_cut_off_and_is_listed_no_more(api: httpx.AsyncClient):
-    ann, bob = await registered(api), await registered(api)
-    kept, revoked = await made(api, ann, name="kept"), await made(api, ann, name="revoked")
+@pytest.mark.usefixtures("swept")
+async def test_a_revoked_credential_is_cut_off_and_is_listed_no_more(door: httpx.AsyncClient):
+    ann, bob = await registered(door), await registered(door)
+    kept, revoked = await made(door, ann, name="kept"), await made(door, ann, name="revoked")
 
     async with consumer(kept) as stays, consumer(revoked, allow_reconnect=True) as goes:
-        assert (await api.delete(f"/v2/bus-credentials/{revoked['id']}", headers=bob.headers)).status_code == 404
-        assert (await api.delete(f"/v2/bus-credentials/{revoked['id']}", headers=ann.headers)).status_code == 204
+        assert (await door.delete(f"/v2/bus-credentials/{revoked['id']}", headers=bob.headers)).status_code == 404
+        assert (await door.delete(f"/v2/bus-credentials/{revoked['id']}", headers=ann.headers)).status_code == 204
         await eventually(lambda: any("Authorization Violation" in error for error in goes.errors))
-        listed = (await api.get("/v2/bus-credentials", headers=ann.headers)).json()["credentials"]
+        listed = (await door.get("/v2/bus-credentials", headers=ann.headers)).json()["credentials"]
 
         assert stays.cut_off == 0
         assert [found["name"] for found in listed] == ["kept"]
         assert listed[0] == {name: value for name, value in kept.items() if name != "password"}
-        assert (await api.delete(f"/v2/bus-credentials/{revoked['id']}", headers=ann.headers)).status_code == 404
+        assert (await door.delete(f"/v2/bus-credentials/{revoked['id']}", headers=ann.headers)).status_code == 404
 
 
-async def test_a_credential_is_for_a_workspace_that_its_owner_is_in(api: httpx.AsyncClient):
-    ann, bob = await registered(api), await registered(api)
-    asked = {"workspace": ann.id}
+async def test_the_docs_program_tells_each_fact_once_and_in_order_also_when_it_was_cut_off(
+    door: httpx.AsyncClient, guarded: Process, infra_nc: Client, tmp_path: Path
+):
+    """From a shell that follows docs/consumers.md, block by block."""
+    ann = await registered(door)
+    shell = {**os.environ, "API": str(door.base_url).rstrip("/"), "TOKEN": ann.access}
+    create, listen, revoke = blocks("sh")
+    (tmp_path / "consumer.py").write_text(blocks("python")[0])
 
-    assert (await api.post("/v2/bus-credentials", json=asked, headers=bob.headers)).status_code == 404
-    await api.post(f"/v2/workspaces/{ann.id}/members", json={"username": bob.username, "role": "viewer"}, headers=ann.headers)
-    credential = await eventually(lambda: allowed(api, bob, asked))
+    assert '"password": "tyb_' in await run(create, shell, tmp_path)
+    before = await project(door, ann)
+    async with program(shell, tmp_path) as said:
+        await eventually(lambda: said and said[-1].endswith(before))
+        cut_off = await kicked(infra_nc, ann)
+        during = [await project(door, ann) for _ in range(3)]
+        await eventually(lambda: connections(infra_nc, ann))
+        during.append(await project(door, ann))
+        await eventually(lambda: said and said[-1].endswith(during[-1]))
+        assert cut_off == 1
+    page = (await door.get("/v2/events", headers=ann.headers)).json()["events"]
+    everything = [f"{found['seq']} {found['event']['type']} {found['event']['subject']}" for found in page]
 
-    async with consumer(credential) as it:
-        await it.listen(credential["subject"])
-        await project(api, ann)
+    assert said == everything
+    async with program(shell, tmp_path, str(page[-3]["seq"])) as said:
+        await eventually(lambda: said, of=2)
+    assert said == everything[-2:]
+    assert listen.startswith("python3 consumer.py ")  # as `program` does
+    await run(revoke, shell, tmp_path)
+    assert (await door.get("/v2/bus-credentials", headers=ann.headers)).json()["credentials"] == []
+
+
+async def test_what_the_docs_give_the_nats_command_opens_the_bus(door: httpx.AsyncClient):
+    """The command itself comes from no package index that we use: here a client of the same options stands for it."""
+    ann = await registered(door)
+    credential = await made(door, ann)
+    values = {"SERVERS": ",".join(credential["servers"]), "BUS_USER": credential["user"], "BUS_PASSWORD": credential["password"], "WORKSPACE": ann.id}
+    line = re.sub(r"\$(\w+)", lambda found: values[found[1]], blocks("console")[0].strip().removeprefix("$ "))
+    command, verb, *options, subject = shlex.split(line)
+    given = dict(zip(options[::2], options[1::2], strict=True))
+
+    assert (command, verb, set(given)) == ("nats", "sub", {"--server", "--user", "--password"})
+    async with consumer({"servers": given["--server"].split(","), "user": given["--user"], "password": given["--password"]}) as it:
+        await it.listen(subject.replace("training", "project"))
+        await project(door, ann)
         await eventually(lambda: it.facts == ["project.created"])
 
 
-async def allowed(api: httpx.AsyncClient, person: Person, body: dict[str, str]) -> dict[str, Any] | None:
-    answer = await api.post("/v2/bus-credentials", json=body, headers=person.headers)
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", DOCS.read_text(), re.DOTALL)
+
+
+async def run(script: str, shell: dict[str, str], folder: Path) -> str:
+    script = script.replace("python3", sys.executable)
+    process = await asyncio.create_subprocess_exec("bash", "-euo", "pipefail", "-c", script, cwd=folder, env=shell, stdout=subprocess.PIPE)
+    told, _ = await process.communicate()
+    assert process.returncode == 0, told
+    return told.decode()
+
+
+@asynccontextmanager
+async def program(shell: dict[str, str], folder: Path, *arguments: str) -> AsyncIterator[list[str]]:
+    """What it has said until now."""
+    said: list[str] = []
+    process = await asyncio.create_subprocess_exec(sys.executable, "consumer.py", *arguments, cwd=folder, env=shell, stdout=subprocess.PIPE)
+
+    async def read() -> None:
+        assert process.stdout
+        while line := await process.stdout.readline():
+            said.append(line.decode().rstrip("\n"))
+
+    reading = asyncio.create_task(read())
+    try:
+        yield said
+    finally:
+        process.kill()
+        await process.wait()
+        await reading
+
+
+async def connections(infra_nc: Client, person: Person) -> list[tuple[str, int]]:
+    """(server, number) of each of a person's consumers."""
+    answer = json.loads((await infra_nc.request("sys.connections", json.dumps({"acc": "CONSUMERS", "auth": True}).encode(), timeout=2)).data)
+    return [(answer["server"]["id"], found["cid"]) for found in answer["data"]["connections"] if found["authorized_user"].startswith(person.id)]
+
+
+async def kicked(infra_nc: Client, person: Person) -> int:
+    found = await connections(infra_nc, person)
+    for server, number in found:
+        await infra_nc.request(f"sys.kick.{server}", json.dumps({"cid": number}).encode(), timeout=2)
+    return len(found)
+
+
+async def test_a_credential_is_for_a_workspace_that_its_owner_is_in(door: httpx.AsyncClient):
+    ann, bob = await registered(door), await registered(door)
+    asked = {"workspace": ann.id}
+
+    assert (await door.post("/v2/bus-credentials", json=asked, headers=bob.headers)).status_code == 404
+    await door.post(f"/v2/workspaces/{ann.id}/members", json={"username": bob.username, "role": "viewer"}, headers=ann.headers)
+    credential: Any = await eventually(lambda: allowed(door, bob, asked))
+
+    async with consumer(credential) as it:
+        await it.listen(credential["subject"])
+        await project(door, ann)
+        await eventually(lambda: it.facts == ["project.created"])
+
+
+async def allowed(door: httpx.AsyncClient, person: Person, body: dict[str, str]) -> dict[str, Any] | None:
+    answer = await door.post("/v2/bus-credentials", json=body, headers=person.headers)
     return answer.json() if answer.status_code == 201 else None
 
 
-async def test_without_a_gateway_services_connect_and_consumers_come_back_with_the_next(yard: Servers, guard: Process, api: httpx.AsyncClient):
+@pytest.mark.usefixtures("swept")
+async def test_without_a_gateway_services_connect_and_consumers_come_back_with_the_next(mortal: Servers, its_gateway: Process):
     """Which ends what should have ended meanwhile, whoever let it in; and takes only so many wrong passwords from an address."""
-    ann, bob, carl = [await registered(api) for _ in range(3)]
-    await api.post(f"/v2/workspaces/{ann.id}/members", json={"username": bob.username, "role": "viewer"}, headers=ann.headers)
-    kept, revoked, left_behind = await made(api, ann), await made(api, ann), await made(api, carl)
-    shared = await eventually(lambda: allowed(api, bob, {"workspace": ann.id}))
+    async with client(its_gateway) as api:
+        ann, bob, carl = [await registered(api) for _ in range(3)]
+        await api.post(f"/v2/workspaces/{ann.id}/members", json={"username": bob.username, "role": "viewer"}, headers=ann.headers)
+        kept, revoked, left_behind, local = await made(api, ann), await made(api, ann), await made(api, carl), await made(api, None)
+        shared: Any = await eventually(lambda: allowed(api, bob, {"workspace": ann.id}))
     async with (
         consumer(kept) as stays,
         consumer(kept, allow_reconnect=True) as returns,
         consumer(revoked) as one,
         consumer(left_behind) as two,
         consumer(shared) as three,
+        consumer(local) as four,
     ):
-        ends = [(f"/v2/bus-credentials/{revoked['id']}", ann), (f"/v2/users/{carl.id}", carl), (f"/v2/workspaces/{ann.id}/members/{bob.id}", ann)]
-        assert [(await api.delete(path, headers=who.headers)).status_code for path, who in ends] == [204, 204, 204]
-        guard.kill()
-        try:
-            service = await bus.connect(yard.nats_url("export"), name="export")
-            await service.close()
-            await denied(kept)
-            await returns.nc.force_reconnect()
-            await eventually(lambda: any("Authorization Violation" in error for error in returns.errors))
+        async with client(its_gateway) as api:
+            await four.listen("feed.local.>")
+            await project(api, None)
+            await eventually(lambda: four.facts == ["project.created"])
+            ends = [(f"/v2/bus-credentials/{revoked['id']}", ann), (f"/v2/users/{carl.id}", carl), (f"/v2/workspaces/{ann.id}/members/{bob.id}", ann)]
+            assert [(await api.delete(path, headers=who.headers)).status_code for path, who in ends] == [204, 204, 204]
+        its_gateway.kill()
 
-            with running(yard, label="next", environ={**JWT, "TRAINYARD_LOGIN_ATTEMPTS": "1"}) as after:
-                await eventually(lambda: one.cut_off and two.cut_off and three.cut_off and returns.nc.is_connected)
-                assert stays.cut_off == 0
-                async with client(after) as next_api:
-                    await returns.listen(kept["subject"])
-                    await project(next_api, ann)
-                    await eventually(lambda: returns.facts == ["project.created"])
-                    for _ in range(7):
-                        await denied({**kept, "password": "guessed"})
-                    await denied(kept)
-                    assert 'trainyard_bus_consumers_total{answer="too many"} 2.0' in (await next_api.get("/metrics")).text
-        finally:
-            guard.start()
+        service = await bus.connect(mortal.nats_url("export"), name="export")
+        await service.close()
+        await denied(kept)
+        await returns.nc.force_reconnect()
+        await eventually(lambda: any("Authorization Violation" in error for error in returns.errors))
+
+        with running(mortal, label="next", environ={"TRAINYARD_AUTH": "jwt", "TRAINYARD_LOGIN_ATTEMPTS": "1"}) as after:
+            # with tokens there is no owner `local`
+            await eventually(lambda: one.cut_off and two.cut_off and three.cut_off and four.cut_off and returns.nc.is_connected)
+            assert stays.cut_off == 0
+            async with client(after) as api:
+                await returns.listen(kept["subject"])
+                await project(api, ann)
+                await eventually(lambda: returns.facts == ["project.created"])
+                await asyncio.gather(*(denied({**kept, "password": "guessed"}) for _ in range(10)))
+                await denied(kept)
+                assert 'trainyard_bus_consumers_total{answer="too many"}' in (await api.get("/metrics")).text
 
 
 async def denied(credential: dict[str, Any]) -> None:
     with pytest.raises(nats.errors.Error, match="Authorization Violation"):
         async with consumer(credential):
             return
-
-
-@pytest.fixture(scope="module")
-def alone(yard: Servers, guard: Process) -> Iterator[Process]:
-    """Local mode, after all others: a consumer's question must not reach a gateway of another mode."""
-    guard.stop()
-    with running(yard, label="alone") as process:
-        yield process
-
-
-async def test_in_local_mode_its_owner_has_credentials_too(alone: Process):
-    async with client(alone) as api:
-        credential = await made(api, None)
-        async with consumer(credential) as it:
-            await it.listen("feed.local.>")
-            await project(api, None)
-            await eventually(lambda: it.facts == ["project.created"])
-            assert (await api.delete(f"/v2/bus-credentials/{credential['id']}")).status_code == 204
-            await eventually(lambda: it.cut_off)
 
 
 def test_a_user_has_so_many_credentials_and_no_more():

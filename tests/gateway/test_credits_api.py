@@ -52,8 +52,7 @@ from tests.kit.eventually import eventually
 from tests.kit.evidence import consumers
 from tests.kit.gateway import client, running
 from tests.kit.people import JWT, PASSWORD, Person, bearer, registered
-from tests.kit.servers import revive
-from tests.kit.views import storage_of
+from tests.kit.servers import revive, storage_of
 
 PRICE = 30
 BANK = {**JWT, "TRAINYARD_PRICES": f"lora-training:600=10,finetuneflow={PRICE}"}
@@ -143,9 +142,9 @@ async def test_credits_are_for_people_with_a_token_and_only_their_own(till: http
     stranger = await registered(till)
     await started(till, await ready(till, ann), ann)
 
-    for path in ("/api/credits", "/api/credits/history"):
-        refused = await till.get(path)
-        assert (refused.status_code, set(refused.json())) == (401, {"code", "message", "timestamp"})
+    for path, headers, status in (("", {}, 401), ("/history", {}, 401), ("/elsewhere", ann.headers, 404)):
+        refused = await till.get(f"/api/credits{path}", headers=headers)
+        assert (refused.status_code, set(refused.json())) == (status, {"code", "message", "timestamp"})
     assert await money(till, stranger) == (100, 0)
     assert [entry["type"] for entry in await entries(till, stranger)] == ["granted"]
     assert await money(till, ann) == (70, PRICE)

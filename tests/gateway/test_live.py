@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from urllib.parse import urlsplit
 
 import httpx
@@ -75,6 +75,30 @@ async def test_twenty_hand_overs_from_replay_to_live_give_every_fact_once(server
 
             await publishing
             assert [name for _, name in seen] == [str(n) for n in range(61 + 15 * round)]
+
+
+async def test_several_workspaces_are_told_in_one_order_while_all_are_written_to(servers: Servers, tenant: str):
+    async with a_live(servers) as (live, log):
+        tenants = [f"{tenant}-{n}" for n in range(4)]
+        for round in range(6):
+            ids = [f"{round}-{n}" for n in range(4)]
+            before = [await publish(log, Origin(tenant=name), 1 + 10 * round, id=id) for name, id in zip(tenants, ids, strict=True)]
+            writing = [
+                asyncio.create_task(publish(log, Origin(tenant=name), 15, id=id, after=last, start=1 + 10 * round))
+                for name, id, last in zip(tenants, ids, before, strict=True)
+            ]
+            await asyncio.sleep(0.003 * round)
+            start, seen = before[0] if round % 2 else 0, list[int]()
+            async with asyncio.timeout(20), aclosing(live.watch(*tenants, after=start)) as watched:
+                expected = None
+                async for raw in watched:
+                    seen += [raw.seq] if raw else []
+                    if all(task.done() for task in writing):
+                        expected = expected or sorted([fact.seq for name in tenants for fact in await log.read(f"ev.{name}.>", after=start)])
+                        if len(seen) >= len(expected):
+                            break
+
+            assert seen == expected
 
 
 async def test_a_stream_resumes_exactly_where_it_was(servers: Servers, tenant: str):

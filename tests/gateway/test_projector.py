@@ -34,8 +34,8 @@ from tests.kit.gateway import client
 from tests.kit.gateway import running as running_gateway
 from tests.kit.given import BEGINNING
 from tests.kit.history import live_through
-from tests.kit.servers import bus_alone
-from tests.kit.views import ORIGIN, World, copied, database, dump, everything, fresh_log, running, storage_of, world
+from tests.kit.servers import bus_alone, storage_of
+from tests.kit.views import ORIGIN, World, copied, database, dump, everything, fresh_log, running, world
 
 
 @pytest.fixture(scope="module")

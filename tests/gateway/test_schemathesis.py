@@ -1,6 +1,7 @@
 """Everything that /openapi.json says can be asked, asked with what nobody would send: no 5xx, and no answer that isn't documented."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -13,12 +14,13 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as some
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
+from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
 
 from infra.embedded import Process
 from tests.kit.people import PASSWORD, name
 
-EXAMPLES = 6
+EXAMPLES = 3
 CHECKS: list[Any] = [status_code_conformance, content_type_conformance, response_schema_conformance]
 LEAVING = {("POST", "/auth/logout"), ("POST", "/auth/password"), ("DELETE", "/v2/users/{user_id}")}
 """After these the token is worth nothing, which is another test's matter (test_isolation)."""
@@ -55,7 +57,7 @@ def test_what_no_generator_sends_is_refused_too(guarded: Process, person: dict[s
             for request in hostile(api, document, method.upper(), path, operation)
         ]
 
-    assert len(asked) > 1000
+    assert len(asked) > 20 * len(document["paths"])
     assert not [
         f"{answer.status_code} {name} {request.url} {request.headers} {request.content[:200]!r}: {answer.text[:200]}"
         for name, operation, request, answer in asked
@@ -67,6 +69,7 @@ def wrong(address: str, headers: dict[str, str]) -> Iterator[str]:
     with httpx.Client(base_url=address, headers=headers) as api:
         schema = schemathesis.openapi.from_dict(api.get("/openapi.json").json())
         for result in schema.get_all_operations():
+            assert isinstance(result, Ok), result.err()
             operation = result.ok()
             if (operation.method.upper(), operation.path) in LEAVING:
                 continue
@@ -79,7 +82,14 @@ def wrong(address: str, headers: dict[str, str]) -> Iterator[str]:
 def tried(operation: Any, address: str, headers: dict[str, str], path: dict[str, str]) -> None:
     cases = [operation.as_strategy(generation_mode=mode, path_parameters=fixed) for mode in GenerationMode for fixed in (path, None)]
 
-    @settings(max_examples=EXAMPLES, derandomize=True, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=EXAMPLES,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+    )
     @given(case=some.one_of(cases))
     def ask(case: Any) -> None:
         answer = case.call(base_url=address, headers=headers, timeout=10)
@@ -90,12 +100,12 @@ def tried(operation: Any, address: str, headers: dict[str, str], path: dict[str,
 
 def known(api: httpx.Client, path: str) -> dict[str, str]:
     """Of what is there, where a path asks for it; what an operation deletes is made anew for each."""
-    found = {name: str(uuid4()) for name in ("job_id", "file_id", "example_id", "user_id", "key_id", "credential_id", "workspace_id")}
+    found = {part: str(uuid4()) for part in re.findall(r"{(\w+)}", path)}
     if "{project_id}" in path:
         found["project_id"] = api.post("/projects", json={"name": "asked"}).raise_for_status().json()["id"]
     if "{webhook_id}" in path:
         found["webhook_id"] = api.post("/webhooks", json={"url": "https://example.com/"}).raise_for_status().json()["id"]
-    return {name: value for name, value in found.items() if f"{{{name}}}" in path}
+    return found
 
 
 TEXTS = ["", "\0", "%", "\x7f", "\u202e", "𝄞", "x" * 3000, "-1", "9" * 30, "1e400", "null", "[]", "' or 1=1 --", "../..", "true"]
@@ -124,18 +134,19 @@ def hostile(api: httpx.Client, document: Any, method: str, path: str, operation:
     """One thing wrong at a time, and all else as it should be."""
     held = known(api, path)
     address = path.format(**held)
-    for name in held:
-        yield from (api.build_request(method, path.format(**{**held, name: quote(text, safe="")})) for text in TEXTS if text)
+    for part in held:
+        yield from (api.build_request(method, path.format(**{**held, part: quote(text, safe="")})) for text in TEXTS[1:6])
     for parameter in operation.get("parameters", []):
         if parameter["in"] == "query":
             yield from (api.build_request(method, f"{address}?{parameter['name']}={quote(text, safe='')}") for text in TEXTS)
-    for name, values in HEADERS.items():
-        if name not in ("Accept", "Last-Event-ID") or method == "GET":
-            yield from (api.build_request(method, address, headers={name: value.encode("latin-1")}) for value in values)
+    for header, values in HEADERS.items():
+        if header not in ("Accept", "Last-Event-ID") or method == "GET":
+            value = values[len(path) % len(values)]  # another one at each operation: they are read in one place
+            yield api.build_request(method, address, headers=[(header.encode(), value.encode("latin-1"))])
     body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
     if body is not None:
         fields = right(document, body)
-        bodies = [body_of({**fields, name: value}) for name in properties(document, body) for value in VALUES]
+        bodies = [body_of({**fields, field: value}) for field in properties(document, body) for value in VALUES]
         for content in [*bodies, *VALUES, "", "{", '{"a": 1, "a": 2}', "\xff\xfe"]:
             yield api.build_request(method, address, content=content.encode(), headers={"Content-Type": "application/json"})
 

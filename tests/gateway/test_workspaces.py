@@ -3,9 +3,9 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import AsyncExitStack, suppress
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import httpx
@@ -19,14 +19,18 @@ from libs.events import (
     Event,
     JobCreated,
     Origin,
+    ProjectCreated,
     ProjectRunStarted,
+    WebhookCreated,
     WorkspaceCreated,
     WorkspaceMemberAdded,
     WorkspaceMemberRemoved,
     WorkspaceMemberRoleChanged,
 )
 from libs.events.log import EventLog, Write
+from services.gateway.audience import AccessEnded, Audience
 from services.gateway.domain.errors import AlreadyMember, NotFound, OwnerStays, RoleMissing, TooManyMembers, TooManyMemberships
+from services.gateway.domain.user import Principal
 from services.gateway.domain.workspace import (
     MEMBERS,
     MEMBERSHIPS,
@@ -39,6 +43,7 @@ from services.gateway.domain.workspace import (
     evolve,
     may,
 )
+from services.gateway.places import KINDS, Places
 from services.gateway.views import workspaces
 from services.gateway.views.database import pool
 from tests.kit.eventually import eventually
@@ -146,6 +151,41 @@ def test_who_is_given_work_becomes_an_annotator_unless_he_is_in_it_already():
     assert assigned(workspace(), "u") == [added("u", role="annotator")]
     for there in (assigned(workspace(added("u", role="editor")), "u"), assigned(workspace(), "o")):
         assert there == []
+
+
+# ---- in which workspace a thing is
+
+
+class Blind:
+    """Views that lack everything, and count how often they are asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def fetchval(self, *_: Any) -> None:
+        self.asked += 1
+
+
+def principal(**workspaces: str) -> Principal:
+    return Principal(id="u", tenant="u", role="user", workspaces=workspaces)
+
+
+async def test_what_the_views_lack_is_found_in_the_log_and_asked_for_once(log: EventLog, tenant: str):
+    project, hook, origin = str(uuid4()), str(uuid4()), Origin(tenant=tenant)
+    await log.append([Write(events=[ProjectCreated(project_id=project, name="")], after=0)], origin=origin)
+    await log.append([Write(events=[WebhookCreated(webhook_id=hook, url="", secret="")], after=0)], origin=origin)
+    views = Blind()
+    places = Places(cast("Any", views), log)
+
+    found = [
+        await places.of(KINDS[kind], id, principal(**{tenant: "viewer"})) for kind, id in (("project_id", project), ("webhook_id", hook)) for _ in range(3)
+    ]
+
+    assert found == [tenant] * 6
+    assert views.asked == 2
+    assert await places.of(KINDS["project_id"], project, principal(other="viewer")) == "u", "elsewhere: it is looked for at home, where it is not"
+    assert await places.of(KINDS["project_id"], str(uuid4()), principal()) == "u"
+    assert views.asked == 2, "who is in no other workspace asks nobody"
 
 
 # ---- over HTTP
@@ -409,6 +449,28 @@ async def test_the_view_says_what_the_facts_say(door: httpx.AsyncClient, room: R
 
 
 # ---- streams
+
+
+async def test_an_outage_is_no_end_of_access():
+    answers: list[Any] = [OSError(), principal(w="viewer"), principal()]
+
+    async def who(_: str) -> Principal:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def news() -> AsyncGenerator[int, None]:
+        for n in range(10):
+            await asyncio.sleep(0.001)
+            yield n
+
+    listener = Audience(who, most=1, every=0.0001).enter({"principal": principal(w="viewer"), "token": "t"}, ["u", "w"])
+    heard = listener.hear(news())
+
+    assert [await anext(heard), await anext(heard)] == [0, 1]
+    with pytest.raises(AccessEnded, match="membership"):
+        await anext(heard)
 
 
 LIVE = {"Accept": "text/event-stream"}

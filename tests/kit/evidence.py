@@ -11,6 +11,7 @@ from typing import Any
 
 import asyncpg
 from nats.aio.client import Client
+from sqlalchemy import Table
 
 from infra.embedded import Servers
 from libs.config import Gateway, load
@@ -145,7 +146,7 @@ async def collect(servers: Servers, ops: Sequence[Op] = (), *, limit_mb: int = 5
                 live=await _texts(database, "views"),
                 rebuilt=rebuilt,
                 rebuild_failed=rebuild_failed,
-                rows={table.name: await _values(database, table.name) for table in views.sorted_tables},
+                rows={table.name: await _values(database, table) for table in views.sorted_tables},
                 objects=await _objects(storage),
                 consumers=await consumers(nc, "EV"),
                 workers=await consumers(nc, "WORK"),
@@ -216,14 +217,21 @@ async def _rebuilt(url: str, raw: list[RawFact], storage: Storage) -> tuple[dict
 
 async def _texts(session: Any, schema: str) -> dict[str, dict[str, str]]:
     return {
-        table.name: dict(await session.fetch(f'select t.id, {"md5(t::text)" if table.name == "examples" else "t::text"} from "{schema}"."{table.name}" t'))
+        table.name: dict(
+            await session.fetch(f'select t.{_key(table)}, {"md5(t::text)" if table.name == "examples" else "t::text"} from "{schema}"."{table.name}" t')
+        )
         for table in views.sorted_tables
     }
 
 
-async def _values(session: Any, table: str) -> list[dict[str, Any]]:
-    columns = "id, tenant, project_id, file_id, job_id, position, row, is_valid" if table == "examples" else "*"
-    return [dict(row) for row in await session.fetch(f'select {columns} from "{table}" order by id')]
+async def _values(session: Any, table: Table) -> list[dict[str, Any]]:
+    columns = "id, tenant, project_id, file_id, job_id, position, row, is_valid" if table.name == "examples" else "*"
+    return [dict(row) for row in await session.fetch(f'select {columns} from "{table.name}" order by {_key(table)}')]
+
+
+def _key(table: Table) -> str:
+    (column,) = table.primary_key.columns
+    return f'"{column.name}"'
 
 
 async def _objects(storage: Storage) -> dict[str, Stored]:

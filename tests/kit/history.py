@@ -9,6 +9,10 @@ import msgspec
 
 from libs.events import (
     Claim,
+    CreditCaptured,
+    CreditGranted,
+    CreditReleased,
+    CreditReserved,
     Event,
     ExampleDeleted,
     ExportCancelled,
@@ -34,6 +38,7 @@ from libs.events import (
     ProjectRunStarted,
     ProjectUpdated,
     ProjectWorkStarted,
+    QuotaTaken,
     TrainingAttemptLost,
     TrainingBatchReduced,
     TrainingCancelled,
@@ -49,6 +54,8 @@ from libs.events import (
 from libs.events.log import EventLog, Write
 from libs.storage import Storage
 from tests.kit.views import ORIGIN
+
+PRICE = 10
 
 
 class Scribe:
@@ -99,17 +106,33 @@ async def _life(rng: random.Random, storage: Storage) -> AsyncIterator[list[Even
         if files and rng.random() < 0.5:
             yield [ExampleDeleted(project_id=project, example_id=_row_id(rng.choice(files).job_id, rng.randrange(5)))]
     works: list[str] = []
+    payer, balance = _id(rng), 100
+    yield [CreditGranted(user_id=payer, grant_id=_id(rng), amount=balance, balance=balance, reason="é")]
     for _ in range(rng.randrange(3)):
         yield [ProjectModelResolved(project_id=project, base_model_id=f"some/llama-{rng.randrange(3)}", model_info={"valid": True}, revision="abc")]
         works.append(_id(rng))
-        async for events in _training(rng, storage, project, works[-1]):
-            yield events
+        job, said = works[-1], list[Event]()
+        async for events in _training(rng, storage, project, job):
+            said = [*events[:1], *_place(payer, job, balance), *events[1:]] if not said else events
+            yield said
+        match said[-1]:
+            case TrainingCompleted():
+                balance -= PRICE
+                yield [CreditCaptured(user_id=payer, job_id=job, amount=PRICE, balance=balance)]
+            case TrainingFailed() | TrainingCancelled() | PreparationFailed():
+                yield [CreditReleased(user_id=payer, job_id=job, amount=PRICE, balance=balance)]
+            case _:
+                balance -= PRICE
         if rng.random() < 0.6:
             works.append(_id(rng))
             async for events in _exporting(rng, storage, project, works[-1], of=works[-2]):
                 yield events
     if rng.random() < 0.25:
         yield [ProjectDeleted(project_id=project, job_ids=[*(file.job_id for file in files), *works])]
+
+
+def _place(payer: str, job: str, balance: int) -> list[Event]:
+    return [CreditReserved(user_id=payer, job_id=job, amount=PRICE, balance=balance - PRICE), QuotaTaken(user_id=payer, job_id=job, most=5)]
 
 
 async def _reading(rng: random.Random, storage: Storage, file: File) -> AsyncIterator[list[Event]]:

@@ -10,14 +10,13 @@ from typing import Any
 import msgspec
 
 from infra.embedded import Process, Servers
-from infra.embedded import services as embedded
-from infra.embedded.process import Command
 from libs import config
 from libs.events import Claim, File, JobCancelRequested, JobCreated, Origin, Recorded, address, story
 from libs.events.log import EventLog, Write
 from libs.storage import Storage
 from services.datasets.handlers import Preparations
 from tests.kit.eventually import eventually
+from tests.kit.place import impatient, killed_at_the_end
 
 ENDED = ("preparation.completed", "preparation.failed", "preparation.cancelled")
 JSON_LINES = "application/jsonl"
@@ -33,27 +32,11 @@ def settings_of(place: Servers) -> config.Datasets:
     return config.load(config.Datasets, place.environ("datasets", port=0))
 
 
-class Impatient(embedded.Service):
-    """`python -m services.datasets`, but what a killed or paused replica had in hand is delivered again after 2 s instead of 20."""
-
-    def command(self) -> Command:
-        code = (
-            "from functools import partial; from libs.config import Datasets; from libs.runtime import process; "
-            "from services.datasets.app import serve; process.run('datasets', Datasets, partial(serve, ack_wait=2.0))"
-        )
-        there = super().command()
-        return Command([*there.argv[:2], "-c", code], environ=there.environ)
-
-
 @contextmanager
-def process(place: Servers, *, label: str = "datasets", port: int = 0, impatient: bool = True) -> Iterator[Process]:
-    port = port or place.home.ports["datasets"]
-    part = Impatient(name="datasets", label=label, host="127.0.0.1", port=port, environ=place.environ("datasets", port=port))
-    process = Process(part, place.home) if impatient else place.service("datasets")
-    try:
+def process(place: Servers, *, label: str = "datasets", patient: bool = False) -> Iterator[Process]:
+    service = killed_at_the_end(place.service("datasets")) if patient else impatient(place, "datasets", settings=config.Datasets, label=label)
+    with service as process:
         yield process
-    finally:
-        process.kill()
 
 
 def alpaca(count: int, *, start: int = 0) -> list[str]:

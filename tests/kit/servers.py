@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from infra.embedded import Cluster, Process, Servers, Settings
+from libs.config import Service, load
+from libs.storage import Storage
 from tests.kit.eventually import eventually
 
 ELSEWHERE = "not-needed"
@@ -41,6 +43,10 @@ def bus_alone() -> Iterator[Servers]:
 def bus_cluster(size: int = 3) -> Iterator[Cluster]:
     with fresh_home() as home, Cluster(home, size) as cluster:
         yield cluster
+
+
+def storage_of(servers: Servers) -> Storage:
+    return Storage(load(Service, servers.environ("datasets", port=0)))
 
 
 async def revive(process: Process) -> None:

@@ -12,7 +12,6 @@ from nats.aio.client import Client
 
 from infra.embedded import Servers
 from infra.nats.provision import provision
-from libs.config import Service, load
 from libs.events import Origin
 from libs.events.log import EventLog, RawFact
 from libs.storage import Storage
@@ -21,6 +20,7 @@ from services.gateway.views.database import LIVE, ensure_views, pool
 from services.gateway.views.progress import Progress
 from services.gateway.views.runner import Projector
 from tests.kit.eventually import eventually
+from tests.kit.servers import storage_of
 
 ROOM = 1024**3
 ORIGIN = Origin(tenant="local", actor="user-1")
@@ -70,10 +70,6 @@ async def world(servers: Servers, bus: Servers, nc: Client) -> AsyncIterator[Wor
         finally:
             db.terminate()
             storage.close()
-
-
-def storage_of(servers: Servers) -> Storage:
-    return Storage(load(Service, servers.environ("datasets", port=0)))
 
 
 async def fresh_log(nc: Client, bus: Servers) -> None:

@@ -1,41 +1,17 @@
-"""A bus and an object store that these tests may kill, and one service that they share."""
+"""A training service that the tests of a module share, on a bus and an object store of its own."""
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
-from nats.aio.client import Client
 
-from infra.embedded import Process, Servers, Settings
+from infra.embedded import Process, Servers
 from libs.events.log import EventLog
-from libs.runtime import bus
 from libs.storage import Storage
-from tests.kit.servers import ELSEWHERE, fresh_home, revive
-from tests.kit.training import Job, service, settings_of
+from tests.kit.place import log, nc, place, storage
+from tests.kit.servers import revive
+from tests.kit.training import Job, service
 
-
-@pytest.fixture(scope="module")
-def place() -> Iterator[Servers]:
-    with fresh_home() as home, Servers(home, Settings(database_url=ELSEWHERE)) as servers:
-        yield servers
-
-
-@pytest.fixture(scope="module")
-async def nc(place: Servers) -> AsyncIterator[Client]:
-    nc = await bus.connect(place.nats_url("infra"), name="infra")
-    yield nc
-    await nc.close()
-
-
-@pytest.fixture
-def log(nc: Client) -> EventLog:
-    return EventLog(nc, source="/tests")
-
-
-@pytest.fixture(scope="module")
-def storage(place: Servers) -> Iterator[Storage]:
-    storage = Storage(settings_of(place))
-    yield storage
-    storage.close()
+__all__ = ["log", "nc", "place", "storage"]
 
 
 @pytest.fixture(scope="module")

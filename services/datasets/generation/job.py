@@ -7,13 +7,14 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Coroutine, Iterable, Set
 from contextlib import aclosing
 from functools import partial
-from itertools import chain, groupby
+from itertools import chain, groupby, islice
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import prometheus_client
 
 from libs.events import Claim, GenerateInputs, GenerateSpec, PreparationCompleted, PreparationProduced, Recorded, Source
+from libs.events.log import Conflict
 from libs.storage import Damaged, Missing
 from services.datasets.formats.reading import count_tokens
 from services.datasets.formats.row import MAX_RAW
@@ -46,6 +47,10 @@ class Drifted(Exception):
     """Parts of another plan are told already: going on would double or lose examples."""
 
 
+class Overtaken(Conflict):
+    """Another replica told what we were about to tell, in other words: all that we know of repetitions is void, and we begin with what is told now."""
+
+
 class Made(msgspec.Struct, frozen=True, kw_only=True):
     """What came of a chunk: as many as were wanted, or more where the text itself gives them."""
 
@@ -57,8 +62,15 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
     model: str = ""
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True):
+class Row(Line, frozen=True, kw_only=True):
     """A line of a part of ours."""
+
+    file_id: str
+    """Of the document that it was made of."""
+
+
+class Told(msgspec.Struct, frozen=True, kw_only=True):
+    """The same, as far as it matters to whoever goes on."""
 
     row: int
     split: str
@@ -165,7 +177,7 @@ class Generate(Preparation):
     async def _fetched(self, claims: Iterable[Claim]) -> AsyncGenerator[bytes, None]:
         """One after another, a few ahead of time."""
         rest = iter(claims)
-        coming = [asyncio.create_task(self._fetch(claim)) for claim, _ in zip(rest, range(AHEAD), strict=False)]
+        coming = [asyncio.create_task(self._fetch(claim)) for claim in islice(rest, AHEAD)]
         try:
             while coming:
                 content = await coming[0]
@@ -240,13 +252,13 @@ class Generate(Preparation):
 
     def _extracted(self, task: Task, chunk: Chunk, text: str) -> list[Example | Wrong]:
         every = extractive.examples(text, task_type=self.spec.task_type, headings=_headings(chunk))
-        return [example for example, _ in zip(every, range(task.examples * SPARE), strict=False)]
+        return list(islice(every, task.examples * SPARE))
 
     # What is told
 
     async def _tell_all(self, batch: list[Made], ledger: "Ledger") -> None:
         """Stored at the same time, told one after another in the order in which repetitions were looked for."""
-        parts: list[tuple[Made, list[Line]]] = []
+        parts: list[tuple[Made, list[Row]]] = []
         for made in batch:
             parts.append((made, self._lines(made, ledger)))
             ledger.note(parts[-1][1])
@@ -254,14 +266,17 @@ class Generate(Preparation):
         for (made, lines), content in zip(parts, stored, strict=True):
             number, valid = made.task.number, sum(line.valid for line in lines)
             produced = PreparationProduced(job_id=self.job_id, part=number, content=content, rows=len(lines), valid=valid, file_id=made.chunk.file_id)
-            await self.append(produced, there=partial(self.parts.__contains__, number))
+            if number not in self.parts:
+                await self.append(produced, there=partial(self.parts.__contains__, number))
+            if self.parts[number].sha256 != content.sha256:
+                raise Overtaken(f"part {number} of job {self.job_id} is told by another replica")
             _examples_made.labels(made.generator, "valid").inc(valid)
             _examples_made.labels(made.generator, "refused").inc(len(lines) - valid)
 
-    def _lines(self, made: Made, ledger: "Ledger") -> list[Line]:
+    def _lines(self, made: Made, ledger: "Ledger") -> list[Row]:
         """As many as were planned: what is refused keeps its reason, and so does what is missing. The text itself is asked until there are enough."""
         fresh: set[bytes] = set()
-        lines: list[Line] = []
+        lines: list[Row] = []
         for found in chain(made.found, [_TOO_FEW] * made.task.examples):
             if len(lines) == made.task.examples:
                 break
@@ -278,7 +293,7 @@ class Generate(Preparation):
             return found
         return ground.why_not(found, self.spec.task_type) or (_REPEATED if found.key in seen else None)
 
-    def _line(self, row: int, found: Example | Wrong, wrong: Wrong | None, made: Made) -> Line:
+    def _line(self, row: int, found: Example | Wrong, wrong: Wrong | None, made: Made) -> Row:
         kind, chunk = self.spec.task_type, made.chunk
         meta = {"chunk_id": chunk.id, "file_id": chunk.file_id, "generator": made.generator} | ({"model": made.model} if made.model else {})
         if isinstance(found, Wrong):
@@ -287,7 +302,8 @@ class Generate(Preparation):
             shown, content = False, {"raw": _storable(found.answered)}
         else:
             shown, content = True, found.data(kind)
-        return Line(
+        return Row(
+            file_id=chunk.file_id,
             id=str(uuid.uuid5(uuid.UUID(self.job_id), str(row))),
             row=row,
             split=made.task.split,
@@ -355,7 +371,7 @@ class Ledger:
     def rows(self) -> int:
         return self.splits.total() + self.refused.total()
 
-    def note(self, lines: Iterable[Line] | Iterable[Told]) -> None:
+    def note(self, lines: Iterable[Row] | Iterable[Told]) -> None:
         for line in lines:
             meta = line.data["meta"]
             self.generators.add(meta["generator"])

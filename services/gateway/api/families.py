@@ -40,7 +40,16 @@ FAMILIES = [AUTOTRAINX, DEEP_LEARNING, DATAGEN, LORA, FINETUNEFLOW, V2]
 
 def family(path: str, raw_path: str) -> Family:
     """`raw_path` still has the slash at its end, which tells datagen's paths from autotrainx's."""
-    match _parts(path):
+    return _of(_parts(path), raw_path)
+
+
+def bucket(method: str, path: str, raw_path: str) -> Bucket:
+    parts = _parts(path)
+    return _of(parts, raw_path).bucket(method, parts)
+
+
+def _of(parts: list[str], raw_path: str) -> Family:
+    match parts:
         case ["projects" | "jobs" | "hardware" | "health", *_]:
             return FINETUNEFLOW
         case ["v2", *_]:
@@ -53,10 +62,6 @@ def family(path: str, raw_path: str) -> Family:
             return AUTOTRAINX
         case _:
             return DEEP_LEARNING
-
-
-def bucket(method: str, path: str, raw_path: str) -> Bucket:
-    return family(path, raw_path).bucket(method, _parts(path))
 
 
 def _parts(path: str) -> list[str]:

@@ -170,7 +170,7 @@ class ChunkDocuments(msgspec.Struct, frozen=True, kw_only=True):
     request: str = ""
 
 
-class MakeExamples(msgspec.Struct, frozen=True, kw_only=True):
+class GenerateExamples(msgspec.Struct, frozen=True, kw_only=True):
     """Out of the chunks. What is None follows from the project's config."""
 
     project_id: str
@@ -182,7 +182,7 @@ class MakeExamples(msgspec.Struct, frozen=True, kw_only=True):
     request: str = ""
 
 
-Command = CreateProject | ChangeProject | DeleteProject | AddFiles | DeleteFile | ResolveModel | ChunkDocuments | MakeExamples | StartTraining | ExportRun
+Command = CreateProject | ChangeProject | DeleteProject | AddFiles | DeleteFile | ResolveModel | ChunkDocuments | GenerateExamples | StartTraining | ExportRun
 
 
 def evolve(project: Project | None, recorded: Recorded) -> Project | None:
@@ -255,8 +255,8 @@ def decide(project: Project | None, command: Command, purse: Purse | None = None
             return _resolve(project, command)
         case ChunkDocuments():
             return _chunk(project, command)
-        case MakeExamples():
-            return _make_examples(project, command)
+        case GenerateExamples():
+            return _generate(project, command)
         case StartTraining():
             return _train(project, command, purse, quota)
         case ExportRun():
@@ -350,7 +350,7 @@ def _chunk(project: Project, command: ChunkDocuments) -> list[Event]:
     return _work(project, command.job_id, CHUNK, ChunkInputs(project_id=project.id, files=documents), spec, command.request)
 
 
-def _make_examples(project: Project, command: MakeExamples) -> list[Event]:
+def _generate(project: Project, command: GenerateExamples) -> list[Event]:
     if command.job_id in project.works:
         return []  # the same request again
     kind, latest = (PREVIEW, project.previewing) if command.preview else (GENERATE, project.generating)

@@ -37,6 +37,8 @@ projects = Table(
     Column("model_info", JSON),
     Column("revision", Text, nullable=False),
     Column("run", Text, nullable=False),
+    Column("chunking", Text, nullable=False),
+    Column("generating", Text, nullable=False),
     Column("request", Text, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False),
     Column("updated_at", DateTime(timezone=True), nullable=False),
@@ -97,6 +99,8 @@ def project(recorded: Recorded) -> Iterator[Operation]:
                     "model_info": None,
                     "revision": "",
                     "run": "",
+                    "chunking": "",
+                    "generating": "",
                     "request": event.request,
                     "created_at": recorded.at,
                     "updated_at": recorded.at,
@@ -119,6 +123,10 @@ def project(recorded: Recorded) -> Iterator[Operation]:
             yield _touched(recorded, event.project_id, base_model_id=event.base_model_id, model_info=event.model_info, revision=event.revision)
         case ProjectRunStarted(project_id=id, job_id=job):
             yield _touched(recorded, id, run=job)
+        case ProjectWorkStarted(project_id=id, job_id=job, kind="chunk"):
+            yield _touched(recorded, id, chunking=job)
+        case ProjectWorkStarted(project_id=id, job_id=job, kind="generate"):
+            yield _touched(recorded, id, generating=job)
         case ProjectWorkStarted(project_id=id):
             yield _touched(recorded, id)
         case ProjectDeleted() as event:
@@ -152,11 +160,14 @@ class Row(msgspec.Struct, frozen=True):
     version: int
     file_count: int = 0
     example_count: int = 0
+    chunk_count: int = 0
     last_job_status: str | None = None
     run_status: str | None = None
     ingest_status: str | None = None
+    chunking_status: str | None = None
+    generating_status: str | None = None
     run_is_newer: bool | None = None
-    """Than the latest upload."""
+    """Than what was uploaded, cut and generated last."""
 
 
 class FileRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,16 +181,25 @@ class FileRow(msgspec.Struct, frozen=True, kw_only=True):
     created_at: datetime
 
 
-_SEEN = """
+def _done(kind: str) -> str:
+    return f"(select id from jobs where project_id = p.id and kind = '{kind}' and status = 'succeeded' order by created_at desc, id desc limit 1)"
+
+
+_SEEN = f"""
 select p.id, p.name, p.description, p.task_type, p.config, p.base_model_id, p.model_info, p.created_at, p.updated_at, p.version,
        (select count(*) from files f where f.project_id = p.id) as file_count,
        (select coalesce(sum(t.valid), 0) from files f join parts t on t.job_id = f.job_id where f.project_id = p.id and t.state = 'loaded')
+         + case p.generating when '' then 0 else (select coalesce(sum(t.valid), 0) from parts t where t.state = 'loaded' and t.job_id = {_done("generate")}) end
          - (select count(*) from example_edits e join examples x on x.id = e.id where e.project_id = p.id and e.deleted and x.is_valid) as example_count,
-       j.shown as last_job_status, r.shown as run_status, i.shown as ingest_status, i.created_at is null or r.created_at > i.created_at as run_is_newer
+       case p.chunking when '' then 0 else (select coalesce(sum(t.rows), 0) from parts t where t.state = 'loaded' and t.job_id = {_done("chunk")}) end as chunk_count,
+       j.shown as last_job_status, r.shown as run_status, i.shown as ingest_status, c.shown as chunking_status, g.shown as generating_status,
+       r.created_at > greatest(i.created_at, c.created_at, g.created_at) or coalesce(i.created_at, c.created_at, g.created_at) is null as run_is_newer
   from projects p
   left join lateral (select shown from jobs_seen j where j.project_id = p.id order by created_at desc, id desc limit 1) j on true
   left join lateral (select shown, created_at from jobs_seen i where i.project_id = p.id and i.kind = 'ingest' order by created_at desc, id desc limit 1) i on true
   left join jobs_seen r on r.id = p.run
+  left join jobs_seen c on c.id = p.chunking
+  left join jobs_seen g on g.id = p.generating
 """
 _NEWEST = f"""
 select s.*, (select projects from project_totals where tenant = $1) as total
@@ -212,11 +232,13 @@ async def page(db: asyncpg.Pool, tenants: list[str], *, status: str | None, limi
 
 
 STATUS = """(case when run_status in ('queued', 'preparing', 'running') then 'training'
+                  when generating_status in ('queued', 'preparing', 'running') then 'generating'
+                  when chunking_status in ('queued', 'preparing', 'running') then 'chunking'
                   when ingest_status in ('queued', 'preparing', 'running') then 'uploading'
                   when run_is_newer and run_status = 'succeeded' then 'completed'
                   when run_is_newer and run_status = 'failed' then 'failed'
                   when example_count > 0 then 'ready_to_train'
-                  when ingest_status = 'failed' then 'failed'
+                  when 'failed' in (ingest_status, chunking_status, generating_status) then 'failed'
                   else 'draft' end)"""
 """Follows from the latest run and from what was uploaded since: newer data waits to be trained on. `status()` says the same of a Row."""
 
@@ -224,13 +246,14 @@ STATUS = """(case when run_status in ('queued', 'preparing', 'running') then 'tr
 def status(row: Row) -> str:
     if row.run_status in _ACTIVE:
         return "training"
-    if row.ingest_status in _ACTIVE:
-        return "uploading"
+    for status, word in ((row.generating_status, "generating"), (row.chunking_status, "chunking"), (row.ingest_status, "uploading")):
+        if status in _ACTIVE:
+            return word
     if row.run_is_newer and row.run_status in _VERDICTS:
         return _VERDICTS[row.run_status]
     if row.example_count > 0:
         return "ready_to_train"
-    return "failed" if row.ingest_status == "failed" else "draft"
+    return "failed" if "failed" in (row.ingest_status, row.chunking_status, row.generating_status) else "draft"
 
 
 _ACTIVE = ("queued", "preparing", "running")

@@ -44,7 +44,7 @@ class ChunkPage(msgspec.Struct, kw_only=True):
 
 @post("/projects/{project_id:uuid}/chunks/generate", status_code=202, summary="Cut the project's documents into chunks")
 async def cut(
-    request: AnyRequest, project_id: FromPath[UUID], commands: NamedDependency[Commands], data: JSONBody[ChunksAsked] | None = None
+    request: AnyRequest, project_id: FromPath[UUID], commands: NamedDependency[Commands], data: JSONBody[ChunksAsked | None] = None
 ) -> Response[Queued]:
     """At headings and sentences where it can be, counted in tokens of the project's base model. The chunks before stay until the new ones are there."""
     asked = data or ChunksAsked()

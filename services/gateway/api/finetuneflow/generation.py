@@ -12,7 +12,7 @@ from msgspec import Meta
 from services.gateway.api.finetuneflow.words import Queued
 from services.gateway.api.requests import AnyRequest, answered, fingerprint, new_id, origin
 from services.gateway.commands import Commands
-from services.gateway.domain.project import MakeExamples
+from services.gateway.domain.project import GenerateExamples
 
 Model = Annotated[str, Meta(max_length=300)]
 
@@ -32,11 +32,11 @@ class ExamplesAsked(msgspec.Struct, kw_only=True):
 
 @post("/projects/{project_id:uuid}/dataset/preview", status_code=202, summary="Make a few examples to look at")
 async def preview(
-    request: AnyRequest, project_id: FromPath[UUID], commands: NamedDependency[Commands], data: JSONBody[PreviewAsked] | None = None
+    request: AnyRequest, project_id: FromPath[UUID], commands: NamedDependency[Commands], data: JSONBody[PreviewAsked | None] = None
 ) -> Response[Queued]:
     """Spread over the documents, in the split `preview`, which is never trained on."""
     asked = data or PreviewAsked()
-    command = MakeExamples(
+    command = GenerateExamples(
         project_id=str(project_id),
         job_id=new_id(request),
         preview=True,
@@ -50,11 +50,11 @@ async def preview(
 
 @post("/projects/{project_id:uuid}/dataset/generate", status_code=202, summary="Make the data set out of the project's chunks")
 async def generate(
-    request: AnyRequest, project_id: FromPath[UUID], commands: NamedDependency[Commands], data: JSONBody[ExamplesAsked] | None = None
+    request: AnyRequest, project_id: FromPath[UUID], commands: NamedDependency[Commands], data: JSONBody[ExamplesAsked | None] = None
 ) -> Response[Queued]:
     """By the configured LLM endpoint; without one by the built-in generator, out of the text itself. Chunks that are still being cut are waited for."""
     asked = data or ExamplesAsked()
-    command = MakeExamples(
+    command = GenerateExamples(
         project_id=str(project_id),
         job_id=new_id(request),
         preview=False,

@@ -78,7 +78,10 @@ class ProjectPage(msgspec.Struct, kw_only=True):
 
 @post("/projects", status_code=201, summary="Create a project")
 async def create_project(request: AnyRequest, data: JSONBody[ProjectNew], commands: NamedDependency[Commands]) -> Response[ProjectOut]:
-    """With an Idempotency-Key a repeat gives the first answer again; another body under the same key is a 422. In your own workspace, or in the one that the header X-Workspace names."""
+    """With an Idempotency-Key a repeat gives the first answer again; another body under the same key is a 422.
+
+    It is made in your own workspace, or in the one that the header X-Workspace names.
+    """
     command = CreateProject(
         project_id=new_id(request),
         name=data.name,
@@ -175,7 +178,7 @@ def _from_row(row: projects.Row) -> ProjectOut:
         config=row.config,
         created_at=stamp(row.created_at),
         updated_at=stamp(row.updated_at),
-        stats=Stats(file_count=row.file_count, example_count=row.example_count, last_job_status=word(row.last_job_status)),
+        stats=Stats(file_count=row.file_count, chunk_count=row.chunk_count, example_count=row.example_count, last_job_status=word(row.last_job_status)),
     )
 
 
