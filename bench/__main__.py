@@ -21,6 +21,7 @@ BENCHES = {
     "commands": [],
     "around": [],
     "webhooks": [],
+    "generation": [],
     "llm": [],
 }
 """Each with the arguments that it is given here."""

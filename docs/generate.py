@@ -143,7 +143,7 @@ def _intro() -> Iterator[str]:
     yield (
         "A fact's subject is `ev.<tenant>.<category>.<event>.<id>`, with the parent's id before its own where there is one. The stream `EV` keeps all of them; as they happen "
         "they are also published under `feed.` instead of `ev.`. A consumer of the stream gets each fact in order and at least once (its `id` tells a repetition); a subscription to the feed "
-        "gets what happens while it is there. All facts of a job, whoever wrote them, are `ev.<tenant>.*.*.<job_id>`. "
+        "gets what happens while it is there ([consumers.md](consumers.md): who may, and how nothing is missed). All facts of a job, whoever wrote them, are `ev.<tenant>.*.*.<job_id>`. "
         f"The data of a fact has at most {LARGEST // 1024} KiB: more lies in the object store, and the fact carries a [`Claim`](#shapes-within-events). "
         "The Python classes are in `libs/events`, which ships alone as `trainyard_events`; `libs.events.schema()` is their JSON Schema."
     )

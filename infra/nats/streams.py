@@ -16,7 +16,12 @@ TEL_BYTES_IN_MEMORY = 256 * MIB
 
 def definitions(*, replicas: int, max_bytes: int) -> list[dict[str, Any]]:
     """All streams of an installation; `max_bytes` is the room for facts."""
-    return [facts(replicas=replicas, max_bytes=max_bytes), steps(replicas=replicas, max_bytes=max_bytes // TEL_SHARE), leases(replicas=replicas), counters(replicas=replicas)]
+    return [
+        facts(replicas=replicas, max_bytes=max_bytes),
+        steps(replicas=replicas, max_bytes=max_bytes // TEL_SHARE),
+        leases(replicas=replicas),
+        counters(replicas=replicas),
+    ]
 
 
 def facts(*, replicas: int, max_bytes: int) -> dict[str, Any]:

@@ -68,6 +68,7 @@ accounts {{
   # Event consumers: no streams, and what they may do a gateway tells the server when they connect.
   CONSUMERS {{
     imports: [{{stream: {{account: TRAINYARD, subject: "feed.>"}}}}]
+    limits: {{max_connections: 10000}}  # a server has 65,536 places: there is always one for a service
   }}
   "$SYS" {{
     exports: [

@@ -15,6 +15,8 @@ import nats.errors
 from nats.aio.client import Client
 from prometheus_client import Counter, Gauge
 
+from libs.events.log import Misconfigured
+
 log = logging.getLogger(__name__)
 
 STREAM = "RATE"
@@ -64,10 +66,6 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 class Silent(Exception):
     """The counters can't be asked now; the message says why."""
-
-
-class Misconfigured(Exception):
-    """The counters are not there, or are none."""
 
 
 class Counters(Protocol):

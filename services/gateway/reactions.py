@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from contextlib import aclosing
 from datetime import timedelta
 
 import asyncpg
@@ -39,6 +40,8 @@ ENDS: tuple[type[Event], ...] = (PreparationFailed, PreparationCancelled, Traini
 SWEEP_EVERY = 3600.0
 CAUGHT_UP = 10.0
 """Seconds that a sweep waits for the views: while people work they are always a moment behind."""
+SHOWN = 2.0
+"""Seconds that a settlement waits for them, before another gateway may: one that has just started doesn't know how far they are until something happens."""
 
 
 def subscribe(broker: Broker, storage: Storage, event_log: EventLog, commands: Commands) -> None:
@@ -51,7 +54,8 @@ def subscribe(broker: Broker, storage: Storage, event_log: EventLog, commands: C
     async def remove_file(recorded: Recorded) -> None:
         assert isinstance(recorded.event, ProjectFileDeleted)
         await storage.delete([recorded.event.key])
-        await storage.delete_folder(f"{recorded.tenant}/{recorded.event.job_id}")
+        if recorded.event.job_id:  # documents have none
+            await storage.delete_folder(f"{recorded.tenant}/{recorded.event.job_id}")
 
     async def settle(recorded: Recorded) -> None:
         """Whether a worker had begun is asked of the log. The purse's guard lets one settlement through, whoever delivers this again."""
@@ -60,7 +64,7 @@ def subscribe(broker: Broker, storage: Storage, event_log: EventLog, commands: C
         created = job.event if job else None
         if not isinstance(created, JobCreated) or not created.payer:
             return
-        if not await commands.visible(recorded.seq, patience=CAUGHT_UP):
+        if not await commands.visible(recorded.seq, patience=SHOWN):
             raise Unavailable(f"the views don't show the end of job {job_id} yet")  # nor, perhaps, what was put aside for it
         begun = await _first(event_log, recorded, Address(tenant=recorded.tenant, category="training", key=(job_id,)).under("started"))
         spent, reason = settlement(recorded.event, begun=begun is not None)
@@ -78,8 +82,9 @@ def subscribe(broker: Broker, storage: Storage, event_log: EventLog, commands: C
 
 async def _first(event_log: EventLog, before: Recorded, subject: str) -> Recorded | None:
     """The first fact of a subject, if there is one before this one."""
-    async for raw in event_log.scan_to(subject, last=before.seq):
-        return decode(raw.data, seq=raw.seq, subject=raw.subject)
+    async with aclosing(event_log.scan_to(subject, last=before.seq, page=1)) as facts:
+        async for raw in facts:
+            return decode(raw.data, seq=raw.seq, subject=raw.subject)
     return None
 
 

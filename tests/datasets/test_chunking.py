@@ -73,12 +73,8 @@ def made(given: list[Block], *, size: int = 16, overlap: int = 0, by: Counting =
     return list(chunks(given, by, size=size, overlap=overlap))
 
 
-def contents(given: list[Block], **how: int) -> list[str]:
-    return [chunk.content for chunk in made(given, **how)]
-
-
-def bare(text: str) -> str:
-    return "".join(text.split())
+def contents(given: list[Block], *, size: int = 16, overlap: int = 0) -> list[str]:
+    return [chunk.content for chunk in made(given, size=size, overlap=overlap)]
 
 
 # What always holds

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -64,7 +64,7 @@ async def work(service: Preparations, created: Recorded) -> None:
 
 
 async def facts_of(service: Preparations, created: Recorded) -> list[Recorded]:
-    return await facts(service._log, created)  # noqa: SLF001
+    return await facts(service._log, created)
 
 
 async def failure(log: EventLog, created: Recorded) -> PreparationFailed:
@@ -230,10 +230,10 @@ async def test_it_waits_for_the_chunks(service: Preparations, storage: Storage, 
     chunks = await chunk_job(log, origin)
     created = await generate_job(log, origin, chunks, num_examples=3)
     working = asyncio.create_task(work(service, created))
-    await eventually(lambda: service._in_hand)  # noqa: SLF001
+    await eventually(lambda: service._in_hand)
 
     await fill(log, storage, chunks, stories(3))
-    for preparing in service._in_hand:  # noqa: SLF001
+    for preparing in service._in_hand:
         preparing.hear(origin.tenant, job_id(chunks))  # type: ignore[attr-defined]
     await working
 
@@ -319,10 +319,10 @@ async def test_a_server_that_allows_less_is_obeyed(place: Servers, own_log: Even
 def test_both_forms_of_retry_after_are_understood():
     now = datetime(2026, 11, 5, 6, 7, 8, tzinfo=UTC)
 
-    said = [endpoint._retry_after(text, now) for text in ("7", "0.5", "Thu, 05 Nov 2026 06:08:08 GMT", "Thu, 05 Nov 2020 06:08:08 GMT", "soon", "", "1e9")]  # noqa: SLF001
+    said = [endpoint._retry_after(text, now) for text in ("7", "0.5", "Thu, 05 Nov 2026 06:08:08 GMT", "Thu, 05 Nov 2020 06:08:08 GMT", "soon", "", "1e9")]
 
     assert said == [7, 0.5, 60, 0, 0, 0, 0]
-    assert endpoint._retry_after((now + timedelta(days=9)).strftime("%a, %d %b %Y %H:%M:%S GMT"), now) == 3600  # noqa: SLF001
+    assert endpoint._retry_after((now + timedelta(days=9)).strftime("%a, %d %b %Y %H:%M:%S GMT"), now) == 3600
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,7 @@ async def test_an_answer_without_end_is_cut_off(place: Servers, own_log: EventLo
 
 async def service_understands(service: Preparations) -> None:
     """It has had a proper answer before."""
-    generate = service._kinds["generate"]  # noqa: SLF001
+    generate = service._kinds["generate"]
     await generate.keywords["endpoint"].ask([llm_message()], model="small", tokens=1, seed=1)  # type: ignore[attr-defined]
 
 

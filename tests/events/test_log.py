@@ -350,9 +350,9 @@ async def test_up_to_a_position_nothing_is_missing_even_where_a_replica_lags(log
     facts = await log.append(after(0, CREATED, *[GREEN, BLUE] * 3), origin=origin)
     pattern, scan, lag = f"ev.{origin.tenant}.>", log.scan_raw, [2, 0, 1]
 
-    async def lagging(pattern: str, *, after: int) -> AsyncIterator[RawFact]:
+    async def lagging(pattern: str, *, after: int, page: int) -> AsyncIterator[RawFact]:
         most = lag.pop(0) if lag else len(facts)
-        async for raw in scan(pattern, after=after):
+        async for raw in scan(pattern, after=after, page=page):
             if most == 0:
                 return
             most -= 1
@@ -363,6 +363,7 @@ async def test_up_to_a_position_nothing_is_missing_even_where_a_replica_lags(log
     assert [raw.seq async for raw in log.scan_to(pattern, last=facts[4].seq)] == positions(facts[:5])
     assert [raw.seq async for raw in log.scan_to(pattern, last=facts[-1].seq + 1)] == positions(facts)
     assert [raw.seq async for raw in log.scan_to(pattern, last=facts[0].seq - 1)] == []
+    assert [raw.seq async for raw in log.scan_to(pattern, last=facts[4].seq, after=facts[1].seq, page=2)] == positions(facts[2:5])
 
 
 async def test_a_fact_of_a_newer_version_is_handed_on_without_its_event(log: EventLog, infra_nc: Client, origin: Origin):

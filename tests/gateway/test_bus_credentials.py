@@ -22,9 +22,11 @@ from nats.aio.msg import Msg
 
 from infra.embedded import Process, Servers
 from libs.events import BusCredentialCreated, BusCredentialRevoked, CreditGranted, Origin, QuotaTaken
+from libs.events.asyncapi import document
 from libs.events.log import EventLog, Write
 from libs.runtime import bus
 from libs.runtime.nkeys import Issuer, NotASeed, new_seed
+from services.gateway.app import app_version
 from services.gateway.bus_access import addresses
 from services.gateway.domain.bus import MOST, CreateCredential, RevokeCredential, decide, evolve
 from services.gateway.domain.errors import NotFound, TooManyBusCredentials
@@ -392,6 +394,13 @@ async def denied(credential: dict[str, Any]) -> None:
     with pytest.raises(nats.errors.Error, match="Authorization Violation"):
         async with consumer(credential):
             return
+
+
+async def test_everybody_may_read_what_the_bus_tells(door: httpx.AsyncClient):
+    answer = await door.get("/asyncapi.json")
+
+    assert answer.status_code == 200
+    assert answer.json() == document(version=app_version())
 
 
 def test_a_user_has_so_many_credentials_and_no_more():

@@ -4,7 +4,7 @@ import argparse
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from typing import Any
 from uuid import uuid4
@@ -41,7 +41,7 @@ from libs.tiny import BASE
 from services.gateway import people
 from services.gateway.__main__ import refuse_bad_prices
 from services.gateway.commands import Commands
-from services.gateway.domain.errors import TooManyActiveJobs
+from services.gateway.domain.errors import InsufficientCredits, TooManyActiveJobs
 from services.gateway.domain.project import StartTraining
 from services.gateway.domain.quota import CONCURRENT, Starter
 from services.gateway.rebuild import rebuild
@@ -84,6 +84,20 @@ async def nc(mortal: Servers) -> AsyncIterator[Client]:
 @pytest.fixture(scope="module")
 def ledger(nc: Client) -> EventLog:
     return EventLog(nc, source="/tests")
+
+
+@pytest.fixture
+async def another_gateway(mortal: Servers, nc: Client) -> AsyncIterator[Callable[[EventLog], Commands]]:
+    """As far as a start goes. Each has locks of its own."""
+    db, progress = await pool(mortal.database_url), Progress()
+    await progress.listen(nc)
+    yield lambda log: Commands(log, progress, rooms(db), fill=lambda: 0.0)
+    await db.close()
+
+
+@pytest.fixture
+def gateways(ledger: EventLog, another_gateway: Callable[[EventLog], Commands]) -> list[Commands]:
+    return [another_gateway(ledger) for _ in range(2)]
 
 
 @pytest.fixture
@@ -276,37 +290,72 @@ async def test_of_several_starts_at_once_with_money_for_three_three_win(till: ht
     assert [fact.envelope.type for fact in await story(ledger, ann)] == ["credit.granted", *["credit.reserved"] * 3]
 
 
+async def test_a_gateway_that_is_overtaken_between_its_look_and_its_append_finds_out(
+    till: httpx.AsyncClient, nc: Client, ledger: EventLog, another_gateway: Callable[[EventLog], Commands], ann: Person
+):
+    mine, yours = [await ready(till, ann) for _ in range(2)]
+    starter = Starter(user_id=ann.id, price=60, most=1)
+    late = Late(nc)
+    overtaken = asyncio.create_task(begin(another_gateway(late), mine, starter))
+    await late.looked.wait()
+
+    await begin(another_gateway(ledger), yours, starter)
+    late.go.set()
+
+    with pytest.raises(InsufficientCredits):
+        await overtaken
+    assert [fact.envelope.type for fact in await story(ledger, ann)] == ["credit.granted", "credit.reserved"]
+    assert await ledger.read(f"ev.{ann.id}.project.run_started.{mine}") == []
+
+
+class Late(EventLog):
+    """Once it has read of a quota, which is the last that a start looks at, it waits."""
+
+    def __init__(self, nc: Client) -> None:
+        super().__init__(nc, source="/late")
+        self.looked, self.go = asyncio.Event(), asyncio.Event()
+
+    async def read(self, where: Address | str, *, after: int = 0) -> list[Recorded]:
+        found = await super().read(where, after=after)
+        if ".quota." in str(where):
+            self.looked.set()
+            await self.go.wait()
+        return found
+
+
+async def test_two_gateways_at_once_let_in_what_the_money_is_for(till: httpx.AsyncClient, ledger: EventLog, gateways: list[Commands], ann: Person):
+    projects = [await ready(till, ann) for _ in range(6)]
+    starter = Starter(user_id=ann.id, price=45)
+
+    outcomes = await asyncio.gather(*(begin(gateways[n % 2], project, starter) for n, project in enumerate(projects)), return_exceptions=True)
+
+    assert [type(outcome) for outcome in outcomes if isinstance(outcome, Exception)] == [InsufficientCredits] * 4
+    assert [fact.envelope.type for fact in await story(ledger, ann)] == ["credit.granted", "credit.reserved", "credit.reserved"]
+    assert len(await ledger.read(f"ev.{ann.id}.project.run_started.*")) == 2
+
+
 async def test_a_sixth_active_run_is_refused_where_the_family_allows_five_until_one_has_ended(
-    till: httpx.AsyncClient, ledger: EventLog, mortal: Servers, ann: Person
+    till: httpx.AsyncClient, ledger: EventLog, gateways: list[Commands], ann: Person
 ):
     """As the family's route will ask for it; the same person's runs of another family count, and are not refused."""
     projects = [await ready(till, ann) for _ in range(7)]
-    db = await pool(mortal.database_url)
-    commands = Commands(ledger, Progress(), rooms(db), fill=lambda: 0.0)
+    limited, free = Starter(user_id=ann.id, most=CONCURRENT), Starter(user_id=ann.id)
 
-    async def begin(project: str, most: int) -> str:
-        wanted = StartTraining(project_id=project, job_id=str(uuid4()), method="lora", starter=Starter(user_id=ann.id, most=most))
-        await commands.run(wanted, origin=Origin(tenant=ann.id, actor=ann.id))
-        return wanted.job_id
+    begun = [await begin(gateways[0], project, limited) for project in projects[:4]]
+    fifth = await asyncio.gather(*(begin(gateway, project, limited) for gateway, project in zip(gateways, projects[4:6], strict=True)), return_exceptions=True)
+    assert sorted(isinstance(outcome, TooManyActiveJobs) for outcome in fifth) == [False, True]
+    await begin(gateways[0], projects[6], free)
+    await tell(ledger, ann, begun[0], "training.cancelled")
+    await tell(ledger, ann, begun[1], "preparation.failed")
+    (refused,) = [project for project, outcome in zip(projects[4:6], fifth, strict=True) if isinstance(outcome, TooManyActiveJobs)]
 
-    try:
-        begun = [await begin(project, CONCURRENT) for project in projects[:4]]
-        fifth = await asyncio.gather(*(begin(project, CONCURRENT) for project in projects[4:6]), return_exceptions=True)
-        assert sorted(isinstance(outcome, TooManyActiveJobs) for outcome in fifth) == [False, True]
-        await begin(projects[6], 0)
-        await tell(ledger, ann, begun[0], "training.cancelled")
-        await tell(ledger, ann, begun[1], "preparation.failed")
-        (refused,) = [project for project, outcome in zip(projects[4:6], fifth, strict=True) if isinstance(outcome, TooManyActiveJobs)]
+    async def let_in() -> bool:
+        try:
+            return bool(await begin(gateways[1], refused, limited))
+        except TooManyActiveJobs:
+            return False
 
-        async def let_in() -> bool:
-            try:
-                return bool(await begin(refused, CONCURRENT))
-            except TooManyActiveJobs:
-                return False
-
-        assert await eventually(let_in)
-    finally:
-        await db.close()
+    assert await eventually(let_in)
 
 
 # ---- what becomes of it
@@ -447,6 +496,12 @@ async def started(till: httpx.AsyncClient, project: str, person: Person) -> str:
     answer = await start(till, project, person)
     assert answer.status_code == 202, answer.text
     return answer.json()["job_id"]
+
+
+async def begin(gateway: Commands, project: str, starter: Starter) -> str:
+    wanted = StartTraining(project_id=project, job_id=str(uuid4()), method="lora", starter=starter)
+    await gateway.run(wanted, origin=Origin(tenant=starter.user_id, actor=starter.user_id))
+    return wanted.job_id
 
 
 async def tell(ledger: EventLog, person: Person, job: str, *endings: str) -> None:

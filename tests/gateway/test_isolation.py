@@ -35,7 +35,6 @@ BODIES: dict[Operation, dict[str, Any]] = {
     ("PATCH", "/v2/users/{user_id}"): {"json": {"role": "user"}},
     ("POST", "/projects"): {"json": {"name": "a stranger's own"}},
     ("POST", "/v2/keys"): {"json": {"name": "a stranger's own"}},
-    ("POST", "/v2/bus-credentials"): {"json": {"name": "a stranger's own"}},
     ("POST", "/v2/workspaces/{workspace_id}/members"): {"json": {"username": "nobody-has-this-name", "role": "viewer"}},
     ("PATCH", "/v2/workspaces/{workspace_id}/members/{user_id}"): {"json": {"role": "viewer"}},
     ("POST", "/v2/bus-credentials"): {"json": {"name": "a stranger's own"}},
@@ -98,7 +97,6 @@ async def owner_of_everything(door: httpx.AsyncClient) -> Owned:
         "webhook_id": (await made("/webhooks", json={"url": "https://receiver.invalid/secret-of-the-owner", "events": ["training.completed"]}))["id"],
         "credential_id": (await made("/v2/bus-credentials", json={"name": "secret-of-the-owner"}))["id"],
         "key_id": (await made("/v2/keys", json={"name": "secret-of-the-owner"}))["id"],
-        "credential_id": (await made("/v2/bus-credentials", json={"name": "secret-of-the-owner"}))["id"],
     }
     return Owned(person, ids)
 

@@ -318,8 +318,8 @@ def test_a_store_that_had_more_room_than_the_disk_has_now_is_made_smaller(home: 
 async def test_three_servers_replicate_and_outlive_one_of_them(home: Path):
     with Cluster(home, 3) as cluster:
         configs = await stream_configs(cluster.nats_url("infra"))
-        assert {name: config["num_replicas"] for name, config in configs.items()} == {"EV": 3, "TEL": 3, "WORK": 3}
-        assert configs["TEL"]["storage"] == "memory"
+        assert {name: config["num_replicas"] for name, config in configs.items()} == {"EV": 3, "TEL": 3, "WORK": 3, "RATE": 3}
+        assert configs["TEL"]["storage"] == configs["RATE"]["storage"] == "memory"
 
         cluster["nats-1"].kill()
         async with connected(cluster.nats_url("infra")) as client:

@@ -13,12 +13,14 @@ from libs.storage import Storage
 from tests.kit.eventually import eventually
 
 ELSEWHERE = "not-needed"
+MEMORY, ROOM = Path("/dev/shm"), 4 * 1024**3
 
 
 @contextmanager
 def fresh_home() -> Iterator[Path]:
-    """Not pytest's tmp_path: PostgreSQL runs as a user of its own when we are root, and must be let through."""
-    folder = Path(tempfile.mkdtemp(prefix="trainyard-test-"))
+    """Not pytest's tmp_path: PostgreSQL runs as a user of its own when we are root, and must be let through. In memory where there is room: no test cuts the power."""
+    in_memory = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM
+    folder = Path(tempfile.mkdtemp(prefix="trainyard-test-", dir=MEMORY if in_memory else None))
     try:
         folder.chmod(0o711)
         yield folder / "home"

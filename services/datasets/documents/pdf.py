@@ -51,7 +51,7 @@ def _read(file: IO[bytes], limits: Limits) -> Iterator[Found]:
     reader = pypdf.PdfReader(file)
     if reader.is_encrypted and not reader.decrypt(""):
         raise _encrypted()
-    total = _page_count(reader, limits)
+    total, claimed = _page_count(reader, limits)
     bookmarks, path = _bookmarks(reader), Path()
     empty, unreadable, pictures = 0, list[int](), False
     for number in range(total):
@@ -72,18 +72,20 @@ def _read(file: IO[bytes], limits: Limits) -> Iterator[Found]:
             reader.resolved_objects.clear()
     if total and empty + len(unreadable) == total:
         raise _nothing(total, unreadable, pictures)
-    yield End(notes=tuple(_notes(total, empty, unreadable)))
+    missing = (f"{claimed - total:,} of {claimed:,} pages are missing",) if claimed > total else ()
+    yield End(notes=(*missing, *_notes(total, empty, unreadable)))
 
 
-def _page_count(reader: pypdf.PdfReader, limits: Limits) -> int:
-    """What the file claims is looked at first: it costs nothing."""
-    claimed = reader.root_object["/Pages"].get("/Count", 0)  # pyright: ignore[reportAttributeAccessIssue]  # whatever else it is ends as damaged
-    total = claimed if isinstance(claimed, int) and claimed > limits.pages else len(reader.pages)
+def _page_count(reader: pypdf.PdfReader, limits: Limits) -> tuple[int, int]:
+    """And how many the file claims to have, which is looked at first: it costs nothing."""
+    told = reader.root_object["/Pages"].get("/Count", 0)  # pyright: ignore[reportAttributeAccessIssue]  # whatever else it is ends as damaged
+    claimed = told if isinstance(told, int) else 0
+    total = claimed if claimed > limits.pages else len(reader.pages)
     if total > limits.pages:
         raise Refusal("too_many_pages", f"The PDF has {total:,} pages; at most {limits.pages:,} are read of one. Divide it and upload its parts.")
     if not total:
         raise Refusal("empty", "The PDF has no pages.")
-    return total
+    return total, claimed
 
 
 def _bookmarks(reader: pypdf.PdfReader) -> _Bookmarks:

@@ -30,12 +30,20 @@ def read(file: IO[bytes], limits: Limits) -> Iterator[Found]:
         body: Any = document.element.body
         levels = _levels(document.styles.element)
         notes = [part.blob for part in _parts(document, "footnotes", "endnotes")]
+    except etree.XMLSyntaxError as error:
+        if error.code == etree.ErrorTypes.ERR_NO_MEMORY:
+            raise MemoryError from None
+        raise _damaged() from None
     except (OpcError, etree.LxmlError, KeyError, ValueError, AttributeError, TypeError, IndexError):
-        raise Refusal("damaged", "The Word document is damaged: what is in it can't be made out. Save it anew and upload that.") from None
+        raise _damaged() from None
     try:
         yield from _read(body, levels, notes)
     except (RecursionError, etree.LxmlError):
         raise Refusal("damaged", "The Word document is nested too deeply to be read.") from None
+
+
+def _damaged() -> Refusal:
+    return Refusal("damaged", "The Word document is damaged: what is in it can't be made out. Save it anew and upload that.")
 
 
 def _read(body: Any, levels: dict[str, int], notes: list[bytes]) -> Iterator[Found]:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -14,6 +14,8 @@ from .text import Listing, Section, is_whole, read
 
 LONGEST = 3
 """Sentences of an answer."""
+CONTINUED = 10
+"""Words of a sentence whose end can be asked for."""
 LEAD = 160
 """Characters of a sentence that may introduce a list in a question."""
 
@@ -29,6 +31,9 @@ class Words(NamedTuple):
     explain_heading: str
     section: str
     figures: str
+    continued: str
+    points: tuple[str, ...]
+    """By their number: three, four."""
     summary: tuple[str, ...]
     """By number of sentences: one, two, three."""
 
@@ -43,6 +48,8 @@ WORDS = {
         explain_heading="Explain what the document says under the heading “{heading}”.",
         section="Summarise the section “{heading}” of the document.",
         figures="Which dates and figures does the document give about {topic}?",
+        continued="How does this statement of the document go on: “{beginning} …”?",
+        points=("List the three most important statements of the following text.", "List the four most important statements of the following text."),
         summary=(
             "Summarise the following text in one sentence.",
             "Summarise the following text in two sentences.",
@@ -58,6 +65,11 @@ WORDS = {
         explain_heading="Explique ce que dit le document sous le titre « {heading} ».",
         section="Résume la section « {heading} » du document.",
         figures="Quels chiffres et quelles dates le document donne-t-il à propos {of_topic} ?",
+        continued="Comment continue cette phrase du document : « {beginning} … » ?",
+        points=(
+            "Énumère les trois affirmations les plus importantes du texte suivant.",
+            "Énumère les quatre affirmations les plus importantes du texte suivant.",
+        ),
         summary=("Résume le texte suivant en une phrase.", "Résume le texte suivant en deux phrases.", "Résume le texte suivant en trois phrases."),
     ),
     "de": Words(
@@ -69,6 +81,8 @@ WORDS = {
         explain_heading="Erkläre, was im Dokument unter der Überschrift „{heading}“ steht.",
         section="Fasse den Abschnitt „{heading}“ des Dokuments zusammen.",
         figures="Welche Zahlen und Daten nennt das Dokument zum Thema „{topic}“?",
+        continued="Wie geht dieser Satz des Dokuments weiter: „{beginning} …“?",
+        points=("Nenne die drei wichtigsten Aussagen des folgenden Textes.", "Nenne die vier wichtigsten Aussagen des folgenden Textes."),
         summary=(
             "Fasse den folgenden Text in einem Satz zusammen.",
             "Fasse den folgenden Text in zwei Sätzen zusammen.",
@@ -84,6 +98,8 @@ WORDS = {
         explain_heading="Explica lo que dice el documento bajo el título «{heading}».",
         section="Resume la sección «{heading}» del documento.",
         figures="¿Qué cifras y fechas da el documento sobre «{topic}»?",
+        continued="¿Cómo sigue esta frase del documento: «{beginning} …»?",
+        points=("Enumera las tres afirmaciones más importantes del texto siguiente.", "Enumera las cuatro afirmaciones más importantes del texto siguiente."),
         summary=("Resume el texto siguiente en una frase.", "Resume el texto siguiente en dos frases.", "Resume el texto siguiente en tres frases."),
     ),
 }
@@ -107,9 +123,9 @@ class Reading:
     """A chunk, its sentences, and how much each of them says."""
 
     def __init__(self, text: str, headings: Sequence[str] = ()) -> None:
-        self.language = tell(text) or "en"
         self.sections = read(text, headings=headings)
         every = [sentence for section in self.sections for sentence in section.sentences]
+        self.language = tell(" ".join(every)) or tell(text) or "en"
         self.whole = [sentence for sentence in every if is_whole(sentence)]
         self.weights = _weights(every)
         self.small = frozenset(word for word in re.findall(r"\b[^\W\d_]+\b", text) if word.islower())
@@ -118,6 +134,39 @@ class Reading:
         self.words = WORDS[self.language]
 
     def questions(self) -> Iterator[Example]:
+        """What is asked for in words of our own, then how sentences go on that nothing was asked about."""
+        told = list[str]()
+        for example in self._asked():
+            told.append(example.answered)
+            yield example
+        for sentence in sorted(self.whole, key=self._weight, reverse=True):
+            if not any(sentence in answer for answer in told) and stands_alone(sentence, self.language) and len(sentence.split()) >= CONTINUED:
+                yield single(self.words.continued.format(beginning=_beginning(sentence)), sentence)
+
+    def chats(self) -> Iterator[Example]:
+        """Two questions each, the second about what stands near the first."""
+        asked = [example.turns[0] for example in self._asked()]
+        every = [example.turns[0] for example in self.questions()]
+        left = yield from self._pairs(list(asked))
+        yield from self._pairs([*left, *every[len(asked) :]])
+
+    def _pairs(self, turns: list[Turn]) -> Generator[Example, None, list[Turn]]:
+        """Gives back those that found no other."""
+        order = {sentence: n for n, sentence in enumerate(self.whole)}
+        alone: list[Turn] = []
+        while turns:
+            first = turns.pop(0)
+            here = _place(first, order)
+            others = [turn for turn in turns if turn.answered not in first.answered and first.answered not in turn.answered]
+            if not others:
+                alone.append(first)
+                continue
+            second = min(others, key=lambda turn: (abs(_place(turn, order) - here), turn.asked))
+            turns.remove(second)
+            yield Example(turns=[first, second] if here <= _place(second, order) else [second, first])
+        return alone
+
+    def _asked(self) -> Iterator[Example]:
         """Those that patterns put, what says most first; then headings and topics."""
         answers: dict[str, list[str]] = defaultdict(list)
         ranks: dict[str, tuple[float, int]] = {}
@@ -135,21 +184,6 @@ class Reading:
             if not set(sentences) <= told:
                 yield single(self._about(self.words.about, topic), _joined(sentences[:LONGEST]))
 
-    def chats(self) -> Iterator[Example]:
-        """Two questions each, the second about what comes behind the first."""
-        turns = [example.turns[0] for example in self.questions()]
-        turns = list({turn.answered: turn for turn in reversed(turns)}.values())[::-1]
-        order = {sentence: n for n, sentence in enumerate(self.whole)}
-        while turns:
-            first = turns.pop(0)
-            here = _place(first, order)
-            others = [turn for turn in turns if turn.answered not in first.answered and first.answered not in turn.answered]
-            if not others:
-                continue
-            second = min(others, key=lambda turn: (abs(_place(turn, order) - here), turn.asked))
-            turns.remove(second)
-            yield Example(turns=[first, second] if here <= _place(second, order) else [second, first])
-
     def instructions(self) -> Iterator[Example]:
         yield from _woven(self._lists(), self._explained(), self._figures(), self._sections_in_short())
         yield from self.questions()
@@ -163,6 +197,10 @@ class Reading:
             for text, sentences in texts:
                 if len(sentences) >= 2 * count + 1 and (best := self._best(sentences, count)):
                     yield single(self.words.summary[count - 1], _joined(best), input=text)
+        for text, sentences in texts:
+            for count in (3, 4):
+                if len(sentences) >= 2 * count + 1 and (best := self._best(sentences, count)):
+                    yield single(self.words.points[count - 3], "\n".join(f"- {sentence}" for sentence in best), input=text)
 
     def _lists(self) -> Iterator[Example]:
         for section in self.sections:
@@ -247,7 +285,7 @@ def _topics(sentences: Sequence[str], language: str) -> dict[str, list[str]]:
     forms: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
     spoken: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for sentence in sentences:
-        for article, run, capital in _runs(sentence):
+        for article, run, capital in _runs(sentence, language):
             key = tuple(map(bare, run))
             first = run[0] if capital else run[0][0].lower() + run[0][1:]
             shown = " ".join([first, *run[1:]])
@@ -273,7 +311,7 @@ def _topics(sentences: Sequence[str], language: str) -> dict[str, list[str]]:
 _ARTICLES = frozenset("the le la les l' der die das el los las".split())
 
 
-def _runs(sentence: str) -> Iterator[tuple[str, list[str], bool]]:
+def _runs(sentence: str, language: str) -> Iterator[tuple[str, list[str], bool]]:
     """The words behind each article, up to the next small one or sign: the article, the words, and whether they are a name."""
     tokens: list[str] = re.findall(r"[^\W\d_]+(?:-[^\W\d_]+)*['’]?|\d+|[^\w\s]", sentence)
     for n, token in enumerate(tokens[:-1]):
@@ -284,6 +322,8 @@ def _runs(sentence: str) -> Iterator[tuple[str, list[str], bool]]:
             if not (word[0].isalpha() and is_telling(bare(word))) or word.endswith(("'", "’")):
                 break
             run.append(word)
+            if language == "de" and word[0].isupper():  # the noun, and with it the end
+                break
         ended = n + 1 + len(run) < len(tokens)
         if 1 <= len(run) <= 3 and ended:
             yield token.lower().replace("’", "'"), run, run[0][0].isupper()
@@ -297,6 +337,15 @@ def _holds(sentence: str, key: tuple[str, ...]) -> bool:
 def _alike(sentence: str, others: Sequence[str]) -> float:
     words = set(telling(sentence))
     return max((len(words & set(telling(other))) / max(1, len(words)) for other in others), default=0.0)
+
+
+def _beginning(sentence: str) -> str:
+    """Its first two fifths, without a small word at their end."""
+    words = sentence.split()
+    words = words[: max(4, len(words) * 2 // 5)]
+    while len(words) > 3 and not is_telling(bare(words[-1].strip(",;:"))):
+        words.pop()
+    return " ".join(words).rstrip(",;:")
 
 
 def _joined(sentences: Sequence[str]) -> str:

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 AHEAD = 8
 """Parts that are fetched at the same time."""
+WAITING = 4
+"""Answers that may wait to be told, for each request that is under way: the store is slow now and then, and the server goes on meanwhile."""
 SPARE = 4
 """Examples of the text itself that are looked at for each that is wanted, where others said the same before."""
 
@@ -130,7 +132,7 @@ class Generate(Preparation):
         self._tasks = plan(places, self.spec)
         ledger = Ledger()
         await self._attended(self._remember(ledger))
-        flow = Flow(most=2 * self._concurrency)
+        flow = Flow(most=WAITING * self._concurrency)
         making = asyncio.create_task(self._make_all(flow))
         try:
             while batch := await self._attended(flow.batch()):

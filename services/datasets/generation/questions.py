@@ -34,7 +34,7 @@ _UNFIT = {
 }
 _CLAUSE = {
     "en": frozenset(
-        "that which who whom whose when where while because if unless until and but so then is are was were be has have had must can may should will".split()
+        "that which who whom whose when where while because if unless until and but so then is are was were be has have had must can may should will cannot need does do did not also only".split()
     ),
     "fr": frozenset("qui que qu dont où quand lorsque si parce car mais et puis est sont était a ont avait doit peut".split()),
 }

@@ -60,7 +60,7 @@ def read(text: str, *, headings: Sequence[str] = ()) -> list[Section]:
 def is_whole(sentence: str) -> bool:
     """Neither its beginning nor its end is in another chunk, and it is prose."""
     letters = sum(character.isalpha() or character.isspace() for character in sentence)
-    return bool(_WHOLE.match(sentence)) and letters >= 0.75 * len(sentence) and 4 <= len(sentence.split()) <= 70
+    return bool(_WHOLE.match(sentence)) and letters >= 0.75 * len(sentence) and 4 <= len(sentence.split()) <= 90
 
 
 def _blocks(text: str, known: set[str]) -> Iterator[str | Paragraph | Listing]:

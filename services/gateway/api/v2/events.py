@@ -47,7 +47,10 @@ async def read_events(
     about: Annotated[str, QueryParameter(name="about", pattern=r"^[A-Za-z0-9_-]{0,64}$")] = "",
     limit: Limit = 100,
 ) -> Response[Any]:
-    """With `Accept: text/event-stream` it goes on for ever, and Last-Event-ID resumes it exactly. `about` is the id of a project, job, …: only what happened to it."""
+    """With `Accept: text/event-stream` it goes on for ever, and Last-Event-ID resumes it exactly. `about` is the id of a project, job, …: only what happened to it.
+
+    A stream says `access_ended`, with the reason, and ends when its token has or you are out of one of its workspaces: come back with a good one and the last id.
+    """
     here = tenants(request)
     if "text/event-stream" in request.headers.get("accept", ""):
         after = _resumed(request, after)
