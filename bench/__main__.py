@@ -22,6 +22,7 @@ BENCHES = {
     "around": [],
     "webhooks": [],
     "generation": [],
+    "chunking": [],
     "llm": [],
 }
 """Each with the arguments that it is given here."""

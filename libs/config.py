@@ -135,11 +135,13 @@ class Datasets(Service, frozen=True, kw_only=True):
         str,
         Meta(
             description="An OpenAI-compatible server that writes examples, such as Ollama's `http://127.0.0.1:11434/v1`. "
-            "Empty: examples are put together from the documents' own sentences."
+            "Empty: examples are put together from the documents' own sentences.",
+            pattern=r"^$|^https?://[^\s/]",
         ),
     ] = ""
     llm_model: Annotated[str, Meta(description="The model that is asked there where a request names none.")] = ""
     llm_key: Annotated[str, Meta(description="The key that is sent there as bearer token.")] = ""
+    llm_concurrency: Annotated[int, Meta(description="Requests at the same time to that server, for all jobs of one process together.", ge=1, le=1024)] = 4
     tokenizers_folder: Annotated[str, Meta(description="Folder where the tokenizers of base models are kept between jobs.", min_length=1)] = (
         "~/.cache/trainyard/tokenizers"
     )
@@ -149,7 +151,6 @@ class Datasets(Service, frozen=True, kw_only=True):
     hf_token: Annotated[str, Meta(description="Token of the model hub, for models behind a licence. HF_TOKEN is understood too.")] = ""
     source_roots: Annotated[str, Meta(description="Folders, divided by commas, under which models may lie that are named by their path.")] = ""
     max_pages: Annotated[int, Meta(description="Most pages of one PDF. One with more is refused as a whole, with its reason.", ge=1, le=1_000_000)] = 5_000
-    llm_concurrency: Annotated[int, Meta(description="Requests at the same time to that server, for all jobs of one process together.", ge=1, le=1024)] = 4
 
 
 class Training(Service, frozen=True, kw_only=True):

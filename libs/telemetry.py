@@ -30,6 +30,7 @@ def start(service: str, settings: Service) -> None:
     handler.setFormatter(JsonLines(service))
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
+    _ask_less_of_records()
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     provider = TracerProvider(
@@ -52,7 +53,8 @@ def stop() -> None:
 def span(name: str, *, kind: SpanKind = SpanKind.INTERNAL, parent: str = "", **attributes: str | int) -> Iterator[Span]:
     """A span below `parent` (a W3C traceparent), or below the current one. Names are templates, never ids."""
     context = trace.set_span_in_context(trace.NonRecordingSpan(remote)) if (remote := _remote(parent)) else None
-    with _tracer.start_as_current_span(name, context=context, kind=kind, attributes=attributes) as current:
+    current = _tracer.start_span(name, context=context, kind=kind, attributes=attributes)
+    with trace.use_span(current, end_on_exit=True):
         yield current
 
 
@@ -84,6 +86,12 @@ class JsonLines(logging.Formatter):
         if record.exc_info and record.exc_info[0]:
             line["exception"] = "".join(traceback.format_exception(*record.exc_info))
         return msgspec.json.encode(line, enc_hook=str).decode()
+
+
+def _ask_less_of_records() -> None:
+    """Who called from where, in which thread and process: no line says it, and finding out cost as much as writing the line."""
+    logging._srcfile = None  # pyright: ignore[reportAttributeAccessIssue]  # as the logging HOWTO has it
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 
 def _remote(parent: str) -> SpanContext | None:

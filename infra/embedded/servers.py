@@ -165,6 +165,8 @@ class Servers(Parts):
             known |= {"NATS_ISSUER_SEED": self.home.secrets().nats_issuer} if self._nats else {}
         else:
             known |= {"HEALTH_PORT": str(port)}
+        if name == DATASETS:
+            known |= {"TOKENIZERS_FOLDER": str(self.home.path / "tokenizers")}
         if name == TRAINING:
             known |= {"RUNS_FOLDER": str(self.home.path / "runs"), "MODELS_FOLDER": str(self.home.path / "models")}
         return {**os_environ, **{f"TRAINYARD_{setting}": value for setting, value in known.items()}}

@@ -94,7 +94,7 @@ class Chunk(Preparation):
     async def _divide(self, file: File, counting: Counting, spec: ChunkSpec) -> None:
         with TemporaryFile() as raw, TemporaryFile() as spool:  # without names: they are gone with this process, however that ends
             try:
-                notes = await self._watch(self._read(file, raw, spool))
+                notes = await self._watch(self._parsed(file, raw, spool))
             except Refusal as why:
                 log.info("a document is refused", extra={"job": self.job_id, "file": file.file_id, "code": why.code})
                 _refused.labels(why.code).inc()
@@ -105,7 +105,7 @@ class Chunk(Preparation):
                 self._note(f"{file.filename!r}: {note}.")
             await self._cut(file, spool, counting, spec)
 
-    async def _read(self, file: File, raw: IO[bytes], spool: IO[bytes]) -> tuple[str, ...]:
+    async def _parsed(self, file: File, raw: IO[bytes], spool: IO[bytes]) -> tuple[str, ...]:
         """Its text is in `spool` afterwards."""
 
         def heard(progress: Progress) -> None:

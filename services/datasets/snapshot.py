@@ -91,13 +91,14 @@ class Snapshot(Preparation):
     WHAT = "The rows to train on could not be put together"
 
     _sources: Sources | None = None
+    _deleted_files: Set[str] = frozenset()
 
     async def prepare(self) -> None:
         sources = await self._open()
         if not await sources.look():
             raise NotYet
         await self.begin()
-        parts = [(ingest, part) for ingest in sources.ingests for part in ingest.parts]
+        parts = [(ingest, part) for ingest in sources.ingests for part in ingest.parts if part.file_id not in self._deleted_files]
         with TemporaryFile() as file:  # without a name: it is gone with this process, however that ends
             draft = Draft(file, without=await self._deleted(), total=sum(part.content.size for _, part in parts))
             await self._attended(self._copy(parts, draft), draft)
@@ -133,13 +134,15 @@ class Snapshot(Preparation):
             await self.look()
 
     async def _open(self) -> Sources:
-        """Those of the sources whose files were not deleted before the job was created."""
+        """Those of the sources whose files were not deleted before the job was created. What was made of several files loses the parts of those that were."""
         inputs = msgspec.convert(self.job.inputs, TrainInputs)
-        deleted = set[str]()
+        deleted, files = set[str](), set[str]()
         async for raw in self.log.scan_to(f"ev.{self.tenant}.project.file_deleted.{inputs.project_id}", last=self.position):
             event = decode(raw.data, seq=raw.seq, subject=raw.subject).event
             assert isinstance(event, ProjectFileDeleted)
             deleted.add(event.job_id)
+            files.add(event.file_id)
+        self._deleted_files = files
         self._sources = Sources([source for source in inputs.sources if source.job_id not in deleted], log=self.log, tenant=self.tenant)
         return self._sources
 

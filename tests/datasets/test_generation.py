@@ -1,9 +1,11 @@
 """Chunks become examples: planned, asked for, checked and told, whatever the language model's server does meanwhile."""
 
 import asyncio
+import itertools
 import json
+import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,9 +14,22 @@ import pytest
 from nats.aio.client import Client
 
 from infra.embedded import Servers
-from libs.events import GenerateSpec, Origin, PreparationCancelled, PreparationFailed, PreparationProduced, Recorded
-from libs.events.log import EventLog
-from libs.runtime.broker import Later
+from libs.events import (
+    ExampleDeleted,
+    GenerateSpec,
+    JobCreated,
+    Origin,
+    PreparationCancelled,
+    PreparationCompleted,
+    PreparationFailed,
+    PreparationProduced,
+    ProjectFileDeleted,
+    Recorded,
+    Source,
+    TrainInputs,
+)
+from libs.events.log import Conflict, EventLog
+from libs.runtime.broker import HandedOver, Later
 from libs.storage import Storage, StorageDown
 from services.datasets import preparation
 from services.datasets.formats.shapes import canonical
@@ -28,7 +43,7 @@ from services.datasets.generation.plan import Chunk, Place, Survey, plan
 from services.datasets.generation.prompts import prompt
 from services.datasets.handlers import Preparations
 from tests.kit import llm
-from tests.kit.chunked import append, chunk_job, chunked, complete, fill, generate_job, rows, story
+from tests.kit.chunked import PROJECT, append, chunk_job, chunked, complete, fill, generate_job, rows, story
 from tests.kit.eventually import eventually
 from tests.kit.llm import Asked, Behave, Model, always, completion, first, good, model, refusal, response, says, taking
 from tests.kit.preparing import Gate, cancel, ended, facts, job_id, names, process, settings_of
@@ -221,6 +236,27 @@ async def test_text_that_gives_too_little_says_so_in_each_missing_row(service: P
     end = await complete(log, storage, created, of=6)
     assert end.refused == {"too_few": 5}
     assert any("2000" in note.replace(",", "") or "wanted" in note for note in end.notes) is False
+
+
+async def test_a_training_run_learns_from_what_was_generated_less_what_was_deleted(service: Preparations, storage: Storage, log: EventLog, origin: Origin):
+    made = await generate_job(log, origin, await chunked(log, storage, origin, stories(6, 2, 2)), examples_per_chunk=3)
+    await work(service, made)
+    every = await rows(log, storage, made)
+    gone = every[4]
+    await append(log, origin, ExampleDeleted(project_id=PROJECT, example_id=gone.id))
+    await append(log, origin, ProjectFileDeleted(project_id=PROJECT, file_id="file-1", key="k", job_id=""))
+    inputs = TrainInputs(project_id=PROJECT, sources=[Source(job_id=job_id(made))])
+    train = JobCreated(job_id=str(uuid.uuid4()), kind="train", stages=["preparation", "training"], project_id=PROJECT, inputs=msgspec.to_builtins(inputs))
+    created = await append(log, origin, train)
+
+    await service.prepare(created)
+
+    end = (await facts(log, created))[-1].event
+    assert isinstance(end, PreparationCompleted)
+    assert end.snapshot
+    learned = [json.loads(line)["id"] for line in (await storage.get(end.snapshot)).splitlines()]
+    assert sorted(learned) == sorted(row.id for row in every if row.file_id != "file-1" and row.id != gone.id)
+    assert end.refused == {"deleted": 1}
 
 
 # What it waits for
@@ -554,6 +590,26 @@ async def test_two_that_begin_together_tell_everything_once(service: Preparation
         await work(service, created)
 
     await complete(log, storage, created, of=60)
+
+
+async def test_two_replicas_that_hear_different_answers_never_mix_them(place: Servers, own_log: EventLog, storage: Storage, log: EventLog, origin: Origin):
+    """What each of them knows of repetitions is void as soon as the other tells something."""
+    created = await generate_job(log, origin, await chunked(log, storage, origin, stories(12)), examples_per_chunk=2)
+    asked = itertools.count()
+
+    async def behave(_: Asked) -> bytes:
+        await asyncio.sleep(0.01)
+        said = [{"question": f"What is the ferry number {next(asked) % 7}?", "answer": "It is a paddle steamer."} for _ in range(2)]
+        return completion(json.dumps({"examples": said}))
+
+    async with model(behave) as there, asking(place, own_log, there) as one, asking(place, own_log, there) as two:
+        await asyncio.gather(work(one, created), work(two, created), return_exceptions=True)
+        while "completed" not in await names(log, created):
+            with suppress(Conflict, HandedOver):  # the delivery comes again
+                await work(one, created)
+
+    end = await complete(log, storage, created, of=24)
+    assert (end.valid, end.refused) == (7, {"duplicate": 17})
 
 
 # Processes

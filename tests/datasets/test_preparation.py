@@ -395,7 +395,7 @@ async def test_one_that_wakes_while_another_is_at_work_leaves_it_to_it(place: Se
 
 
 async def test_the_process_prepares_what_is_uploaded(place: Servers, storage: Storage, log: EventLog, origin: Origin):
-    with process(place, patient=True) as datasets:
+    with process(place, impatient=False) as datasets:
         await revive(datasets)
 
         created = await uploaded(storage, log, origin, alpaca(2_500))
@@ -420,7 +420,7 @@ async def test_after_kill_9_a_new_process_goes_on(place: Servers, nc: Client, st
 
 async def test_asked_to_end_it_gives_its_work_back_at_once(place: Servers, nc: Client, storage: Storage, log: EventLog, origin: Origin):
     """Deliveries of this one would come again after 20 s only."""
-    with process(place, patient=True) as datasets:
+    with process(place, impatient=False) as datasets:
         await revive(datasets)
         created = await interrupted(nc, storage, log, origin, by=lambda: datasets.signal(signal.SIGTERM))
         await eventually(lambda: datasets.ended() is not None, patience=5)

@@ -404,7 +404,7 @@ async def test_what_can_never_be_done_ends_as_failed(service: Preparations, log:
 
 async def test_those_that_wait_keep_nobody_from_working(place: Servers, storage: Storage, log: EventLog, origin: Origin):
     """More of them than the process has workers, and what they wait for comes behind them."""
-    with process(place, patient=True) as datasets:
+    with process(place, impatient=False) as datasets:
         await revive(datasets)
         slow = await unfinished(log, origin)
         waiting = [await train(log, origin, slow) for _ in range(9)]

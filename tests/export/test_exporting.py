@@ -29,7 +29,7 @@ from services.export.verification import Question, Verdict
 from tests.export.conftest import Workshop
 from tests.export.stories import STEPS, Trained, cancel
 from tests.kit.eventually import eventually
-from tests.kit.place import impatient
+from tests.kit.place import one_service
 from tests.kit.processes import children
 from tests.kit.servers import revive
 
@@ -532,7 +532,7 @@ async def test_after_kill_9_a_new_process_makes_the_same_files(place: Servers, s
     undisturbed = await real.export()
     await service.export(undisturbed)
 
-    with impatient(place, "export") as export:
+    with one_service(place, "export") as export:
         await revive(export)
         created = await real.export()
         service_pid = export.pid or 0
@@ -552,7 +552,7 @@ async def test_after_kill_9_a_new_process_makes_the_same_files(place: Servers, s
 
 
 async def test_it_waits_until_the_object_store_is_back_and_cancels_at_once(place: Servers, log: EventLog, trained: Trained):
-    with impatient(place, "export") as export:
+    with one_service(place, "export") as export:
         await revive(export)
         await trained.keep("adapter_model.safetensors", CUT_SHORT)
         await trained.completed()

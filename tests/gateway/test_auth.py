@@ -149,7 +149,7 @@ async def test_registering_is_one_batch_and_no_secret_is_in_the_feed(door: httpx
     secret = [recorded async for recorded in log.scan(f"sec.{person.id}.>")]
     listed = await door.get("/v2/events", headers=person.headers)
 
-    assert [recorded.envelope.type for recorded in public] == ["workspace.created"]
+    assert [recorded.envelope.type for recorded in public] == ["workspace.created", "credit.granted"]
     assert [recorded.envelope.type for recorded in secret] == ["user.registered", "user.logged_in"]
     assert isinstance(secret[0].event, UserRegistered)
     assert secret[0].event.password_hash.startswith("$argon2id$")

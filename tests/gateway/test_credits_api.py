@@ -40,19 +40,24 @@ from libs.runtime import bus
 from libs.tiny import BASE
 from services.gateway import people
 from services.gateway.__main__ import refuse_bad_prices
+from services.gateway.api.families import family
+from services.gateway.api.problems import problem
 from services.gateway.commands import Commands
 from services.gateway.domain.errors import InsufficientCredits, TooManyActiveJobs
 from services.gateway.domain.project import StartTraining
 from services.gateway.domain.quota import CONCURRENT, Starter
+from services.gateway.reactions import ENDS
 from services.gateway.rebuild import rebuild
 from services.gateway.rooms import rooms
 from services.gateway.views.database import pool
 from services.gateway.views.progress import Progress
+from tests.kit import money_checker
 from tests.kit.eventually import eventually
-from tests.kit.evidence import consumers
+from tests.kit.evidence import consumers, fact_of, undone
 from tests.kit.gateway import client, running
 from tests.kit.people import JWT, PASSWORD, Person, bearer, registered
 from tests.kit.servers import revive, storage_of
+from tests.kit.trained import trained
 
 PRICE = 30
 BANK = {**JWT, "TRAINYARD_PRICES": f"lora-training:600=10,finetuneflow={PRICE}"}
@@ -280,6 +285,22 @@ async def test_a_start_that_costs_more_than_there_is_says_what_is_missing_and_ch
     assert (await till.get(f"/projects/{projects[3]}/train/status", headers=ann.headers)).json() == {"status": "no_runs"}
 
 
+@pytest.mark.parametrize(
+    ("path", "field", "code"),
+    [
+        ("/api/train/start", "code", "INSUFFICIENT_CREDITS"),
+        ("/training/start", "error", "insufficient_credits"),
+        ("/api/v1/training/single", "error_code", "INSUFFICIENT_CREDITS"),
+        ("/v2/projects", "type", "urn:trainyard:problem:insufficient_credits"),
+    ],
+)
+def test_each_family_says_it_in_its_own_form(path: str, field: str, code: str):
+    status, body = family(path, path).dress(problem(InsufficientCredits(price=30, balance=10, missing=20)))
+
+    assert (status, body[field]) == (402, code)
+    assert "20 are missing" in str(body)
+
+
 async def test_of_several_starts_at_once_with_money_for_three_three_win(till: httpx.AsyncClient, ledger: EventLog, ann: Person):
     projects = [await ready(till, ann) for _ in range(6)]
 
@@ -459,7 +480,10 @@ async def test_the_statistics_count_what_happened_also_after_a_rebuild(till: htt
         await session.close()
 
 
-async def test_what_ended_while_no_gateway_lived_is_settled_once_one_is_back(bank: Process, till: httpx.AsyncClient, nc: Client, ledger: EventLog, ann: Person):
+async def test_what_ended_while_no_gateway_lived_is_settled_once_one_is_back_and_what_is_told_again_moves_nothing(
+    bank: Process, till: httpx.AsyncClient, nc: Client, ledger: EventLog, ann: Person
+):
+    """Without its durables the gateway hears every end that ever was, those of the tests above too."""
     failing, done = [await started(till, await ready(till, ann), ann) for _ in range(2)]
     bank.kill()
     await eventually(lambda: nobody_listens(nc))
@@ -467,12 +491,18 @@ async def test_what_ended_while_no_gateway_lived_is_settled_once_one_is_back(ban
         await tell(ledger, ann, failing, "training.started", "training.failed")
         await tell(ledger, ann, done, "training.started", "training.completed")
         assert [fact.envelope.type for fact in await story(ledger, ann)] == ["credit.granted", "credit.reserved", "credit.reserved"]
+        for consumer in await settling(nc):
+            await nc.jetstream().delete_consumer("EV", consumer["name"])
     finally:
         await revive(bank)
 
     assert (await settled_once(ledger, ann, failing))[-1].envelope.type == "credit.released"
     assert (await settled_once(ledger, ann, done))[-1].envelope.type == "credit.captured"
     await eventually(lambda: _equal(lambda: money(till, ann), (70, 0)))
+    await eventually(lambda: all_heard(nc), patience=30)
+    evidence = replace(trained(), facts=[fact_of(raw) async for raw in ledger.scan_raw(">")])
+    invariants = (money_checker.money_adds_up, money_checker.jobs_are_paid_for_as_they_end, money_checker.nobody_has_more_runs_than_he_may)
+    assert [what for invariant in invariants for what in invariant(evidence)] == []
 
 
 # ---- helpers
@@ -500,7 +530,7 @@ async def started(till: httpx.AsyncClient, project: str, person: Person) -> str:
 
 async def begin(gateway: Commands, project: str, starter: Starter) -> str:
     wanted = StartTraining(project_id=project, job_id=str(uuid4()), method="lora", starter=starter)
-    await gateway.run(wanted, origin=Origin(tenant=starter.user_id, actor=starter.user_id))
+    await gateway.run(wanted, origin=Origin(tenant=starter.user_id, actor=starter.user_id, correlation=str(uuid4())))
     return wanted.job_id
 
 
@@ -530,6 +560,15 @@ async def story(ledger: EventLog, person: Person) -> list[Recorded]:
 async def nobody_listens(nc: Client) -> bool:
     """What is sent to somebody who was just killed would be his for another 20 seconds."""
     return not any(consumer["num_waiting"] for consumer in await consumers(nc, "EV"))
+
+
+async def settling(nc: Client) -> list[dict[str, Any]]:
+    return [consumer for consumer in await consumers(nc, "EV") if consumer["name"].startswith("gateway-settle-")]
+
+
+async def all_heard(nc: Client) -> bool:
+    found = await settling(nc)
+    return len(found) == len(ENDS) and not any(undone(consumer) for consumer in found)
 
 
 async def settled_once(ledger: EventLog, person: Person, job: str) -> list[Recorded]:

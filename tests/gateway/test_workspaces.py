@@ -20,6 +20,7 @@ from libs.events import (
     JobCreated,
     Origin,
     ProjectCreated,
+    ProjectFilesAdded,
     ProjectRunStarted,
     WebhookCreated,
     WorkspaceCreated,
@@ -274,16 +275,22 @@ async def test_something_new_is_made_where_the_header_says_and_else_at_home(door
         assert hook.status_code == 403, "a webhook would outlive the membership"
 
 
-async def test_who_acted_is_in_the_facts_and_they_are_the_workspaces(door: httpx.AsyncClient, room: Room, log: EventLog):
+async def test_who_acted_is_in_the_facts_and_they_and_the_files_are_the_workspaces(door: httpx.AsyncClient, room: Room, log: EventLog):
     ben = await registered(door)
     await room.let_in(ben)
 
     await door.patch(f"/projects/{room.project}", json={"name": "by Ben"}, headers=ben.headers)
+    rows = {"files": ("rows.jsonl", b'{"text": "a row"}\n')}
+    uploaded = await door.post(f"/projects/{room.project}/files/upload", files=rows, data={"kind": "dataset_upload"}, headers=ben.headers)
+    (added,) = await log.read(f"ev.{room.ann.id}.project.files_added.{room.project}")
     (fact,) = await log.read(f"ev.{room.ann.id}.project.updated.{room.project}")
     page = (await door.get("/v2/events?limit=1000", headers=ben.headers)).json()
     seqs = [event["seq"] for event in page["events"]]
 
     assert (fact.tenant, fact.envelope.actor) == (room.ann.id, ben.id)
+    assert isinstance(added.event, ProjectFilesAdded)
+    assert added.event.files[0].key.startswith(f"{room.ann.id}/{room.project}/")
+    assert uploaded.json()["files"][0]["id"] == added.event.files[0].file_id
     assert {event["event"]["tenant"] for event in page["events"]} == {room.ann.id, ben.id}
     assert seqs == sorted(seqs)
     assert fact.seq in seqs
@@ -543,13 +550,13 @@ async def test_a_stream_ends_with_what_opened_it(door: httpx.AsyncClient, strict
     """Logged out, expired, a key revoked, the user deleted: the one whose access lasts goes on."""
     ann, ben = await registered(door), await registered(door)
     key = (await door.post("/v2/keys", json={"name": "listener"}, headers=ann.headers)).json()
-    now = int(time.time())
     async with AsyncExitStack() as stack:
+        now = int(time.time())
+        over = await listening(stack, strict, "/v2/events", forged(ben, iat=now, exp=now + 3))
         by_key = await listening(stack, strict, "/v2/events", key["key"])
         by_socket = await code_of(stack, strict_gateway, key["key"])
         out = await listening(stack, strict, "/v2/events", ann.access)
         gone = await listening(stack, strict, "/v2/events", ben.access)
-        over = await listening(stack, strict, "/v2/events", forged(ben, iat=now, exp=now + 1))
 
         ended = [await over.ended()]
         assert not gone.task.done()

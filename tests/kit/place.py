@@ -73,7 +73,7 @@ class Impatient(embedded.Service):
 
 
 @contextmanager
-def impatient(place: Servers, name: str, *, settings: type[config.Service] = config.Service, label: str = "") -> Iterator[Process]:
+def one_service(place: Servers, name: str, *, settings: type[config.Service] = config.Service, label: str = "") -> Iterator[Process]:
     """Not started yet; killed at the end, whatever became of it."""
     port = own_port(place, label or name)
     part = Impatient(name=name, label=label or name, host="127.0.0.1", port=port, environ=place.environ(name, port=port), settings=settings)

@@ -16,7 +16,7 @@ from libs.events.log import EventLog, Write
 from libs.storage import Storage
 from services.datasets.handlers import Preparations
 from tests.kit.eventually import eventually
-from tests.kit.place import impatient, killed_at_the_end
+from tests.kit.place import killed_at_the_end, one_service
 
 ENDED = ("preparation.completed", "preparation.failed", "preparation.cancelled")
 JSON_LINES = "application/jsonl"
@@ -33,8 +33,8 @@ def settings_of(place: Servers) -> config.Datasets:
 
 
 @contextmanager
-def process(place: Servers, *, label: str = "datasets", patient: bool = False) -> Iterator[Process]:
-    service = killed_at_the_end(place.service("datasets")) if patient else impatient(place, "datasets", settings=config.Datasets, label=label)
+def process(place: Servers, *, label: str = "datasets", impatient: bool = True) -> Iterator[Process]:
+    service = one_service(place, "datasets", settings=config.Datasets, label=label) if impatient else killed_at_the_end(place.service("datasets"))
     with service as process:
         yield process
 

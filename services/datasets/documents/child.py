@@ -66,6 +66,7 @@ def reader(file: IO[bytes], mime_type: str) -> Reader:
     file.seek(0)
     if not head:
         raise Refusal("empty", "The file is empty.")
+    mime_type = mime_type.partition(";")[0].strip().lower()
     wanted = "text" if mime_type.startswith("text/") else mime_type
     found = kind(head, wanted)
     if found == "application/pdf" == wanted:

@@ -80,7 +80,8 @@ class Endpoint:
     """One in a process, for all of its jobs together."""
 
     def __init__(self, settings: Datasets, *, patience: float = PATIENCE, first_delay: float = FIRST_DELAY) -> None:
-        self.url = _completions_url(settings.llm_url)
+        self._url = _completions_url(settings.llm_url)
+        self.shown = _without_password(self._url)
         self.model = settings.llm_model
         self.concurrency = settings.llm_concurrency
         self._key = settings.llm_key
@@ -120,7 +121,7 @@ class Endpoint:
                 failures += away.failed
                 if failures >= FAILURES and await self._answers_others(model):
                     raise Refused("model_failed", f"The language model's server fails at this text, and not at others: {away}") from None
-                log.warning("waiting for the language model at %s: %s", self.url, away)
+                log.warning("waiting for the language model at %s: %s", self.shown, away)
                 await self._wait(max(away.after, delay * random.uniform(0.5, 1)), for_all=bool(away.after))
             else:
                 _answers.labels("answered").inc()
@@ -163,13 +164,13 @@ class Endpoint:
     async def _exchange(self, body: dict[str, Any]) -> tuple[int, bytes, float]:
         headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
         try:
-            async with self._session().post(self.url, data=msgspec.json.encode(body), headers=headers, allow_redirects=False) as answer:
+            async with self._session().post(self._url, data=msgspec.json.encode(body), headers=headers, allow_redirects=False) as answer:
                 after = _retry_after(answer.headers.get("Retry-After", ""), datetime.now(UTC))
                 return answer.status, await _bounded(answer), after
         except TimeoutError:
             raise _Away(f"no answer within {self._patience:g} s") from None
-        except aiohttp.InvalidURL:
-            raise Hopeless("llm_url_invalid", f"TRAINYARD_LLM_URL is no URL: {self.url}") from None
+        except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
+            raise Hopeless("llm_url_invalid", f"TRAINYARD_LLM_URL is no URL: {self.shown}") from None
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError) as error:
             raise _Away(str(error) or type(error).__name__, failed=True) from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -180,17 +181,17 @@ class Endpoint:
             return _content(body)
         said = _said(body)
         if status in (401, 403):
-            raise Hopeless("llm_key_refused", f"The language model's server at {self.url} refuses the key in TRAINYARD_LLM_KEY ({status}): {said}")
+            raise Hopeless("llm_key_refused", f"The language model's server at {self.shown} refuses the key in TRAINYARD_LLM_KEY ({status}): {said}")
         if status == 404 or _is_about_model(body):
             raise Hopeless(
                 "llm_model_unknown",
-                f"The language model's server at {self.url} doesn't know the model {model!r} ({status}): {said} "
+                f"The language model's server at {self.shown} doesn't know the model {model!r} ({status}): {said} "
                 "Name one that it has (ollama_model, or TRAINYARD_LLM_MODEL), or correct TRAINYARD_LLM_URL.",
             )
         if 300 <= status < 400:
-            raise Hopeless("llm_redirects", f"What answers at {self.url} sends us elsewhere ({status}); set TRAINYARD_LLM_URL to where the server is.")
+            raise Hopeless("llm_redirects", f"What answers at {self.shown} sends us elsewhere ({status}); set TRAINYARD_LLM_URL to where the server is.")
         if status in (405, 410, 501):
-            raise Hopeless("llm_not_understood", f"What answers at {self.url} is no OpenAI-compatible server ({status}); correct TRAINYARD_LLM_URL.")
+            raise Hopeless("llm_not_understood", f"What answers at {self.shown} is no OpenAI-compatible server ({status}); correct TRAINYARD_LLM_URL.")
         if status in (408, 425, 429, 503) or status > 503:
             raise _Away(f"answered {status}: {said}", after=after)
         if status >= 500:
@@ -200,7 +201,7 @@ class Endpoint:
     def _given_up(self, why: "_Rubbish") -> Exception:
         if self._understood:
             return Refused("json_invalid", f"The language model's server answered with something else than a completion: {why}")
-        return Hopeless("llm_not_understood", f"What answers at {self.url} is no OpenAI-compatible server: {why} Correct TRAINYARD_LLM_URL.")
+        return Hopeless("llm_not_understood", f"What answers at {self.shown} is no OpenAI-compatible server: {why} Correct TRAINYARD_LLM_URL.")
 
     def _session(self) -> aiohttp.ClientSession:
         if self._http is None:
@@ -235,6 +236,13 @@ def _completions_url(url: str) -> str:
     url = url.strip().rstrip("/").removesuffix("/chat/completions").rstrip("/")
     host, _, path = url.partition("://")[2].partition("/")
     return f"{url}/chat/completions" if path or not host else f"{url}/v1/chat/completions"
+
+
+def _without_password(url: str) -> str:
+    """Fit for people's eyes."""
+    scheme, _, rest = url.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 async def _bounded(answer: aiohttp.ClientResponse) -> bytes:

@@ -3,14 +3,14 @@
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence, Set
 from itertools import islice
 from typing import NamedTuple
 
 from .example import Example, Turn, single
 from .language import bare, is_telling, tell, telling
 from .questions import about_fr, ask, stands_alone
-from .text import Listing, Section, is_whole, read
+from .text import Listing, Paragraph, Section, is_whole, read
 
 LONGEST = 3
 """Sentences of an answer."""
@@ -105,9 +105,9 @@ WORDS = {
 }
 
 
-def examples(text: str, *, task_type: str, headings: Sequence[str] = ()) -> Iterator[Example]:
-    """As many as the text gives, the best first; the same for the same text."""
-    chunk = Reading(text, headings)
+def examples(text: str, *, task_type: str, headings: Sequence[str] = (), goes_on: bool = False) -> Iterator[Example]:
+    """As many as the text gives, the best first; the same for the same text. `goes_on`: its first sentence may have begun before it."""
+    chunk = Reading(text, headings, goes_on=goes_on)
     match task_type:
         case "qa":
             yield from chunk.questions()
@@ -122,12 +122,15 @@ def examples(text: str, *, task_type: str, headings: Sequence[str] = ()) -> Iter
 class Reading:
     """A chunk, its sentences, and how much each of them says."""
 
-    def __init__(self, text: str, headings: Sequence[str] = ()) -> None:
+    def __init__(self, text: str, headings: Sequence[str], *, goes_on: bool) -> None:
         self.sections = read(text, headings=headings)
+        if goes_on:
+            _drop_first(self.sections)
         every = [sentence for section in self.sections for sentence in section.sentences]
         self.language = tell(" ".join(every)) or tell(text) or "en"
         self.whole = [sentence for sentence in every if is_whole(sentence)]
-        self.weights = _weights(every)
+        self.telling = {sentence: telling(sentence) for sentence in every}
+        self.weights = _weights([self.telling[sentence] for sentence in every])
         self.small = frozenset(word for word in re.findall(r"\b[^\W\d_]+\b", text) if word.islower())
         self.names = frozenset(re.findall(r"[a-zà-ÿ,;]\s([^\W\d_]+)", text)) - self.small
         self.topics = _topics(self.whole, self.language)
@@ -258,25 +261,34 @@ class Reading:
     def _best(self, sentences: Sequence[str], count: int) -> list[str]:
         """Those that say most and not the same, in their order. The first of a text says more than its words."""
         chosen: list[int] = []
+        words = [frozenset(self.telling[sentence]) for sentence in sentences]
+
+        def says(n: int) -> tuple[float, int]:
+            return self._weight(sentences[n]) * (1.3 if n == 0 else 1) * (1 - _alike(words[n], (words[c] for c in chosen))), -n
+
         left = [n for n, sentence in enumerate(sentences) if stands_alone(sentence, self.language)]
         while left and len(chosen) < count:
-            best = max(
-                left, key=lambda n: (self._weight(sentences[n]) * (1.3 if n == 0 else 1) * (1 - _alike(sentences[n], [sentences[c] for c in chosen])), -n)
-            )
-            chosen.append(best)
-            left.remove(best)
+            chosen.append(max(left, key=says))
+            left.remove(chosen[-1])
         return [sentences[n] for n in sorted(chosen)] if len(chosen) == count else []
 
     def _weight(self, sentence: str) -> float:
-        words = telling(sentence)
+        words = self.telling[sentence]
         return sum(self.weights[word] for word in words) / math.sqrt(len(words) + 4) if words else 0.0
 
 
-def _weights(sentences: Sequence[str]) -> dict[str, float]:
+def _drop_first(sections: list[Section]) -> None:
+    """The first sentence, unless a heading or a list stands before it."""
+    first = sections[0].blocks[0] if sections and not sections[0].starts else None
+    if isinstance(first, Paragraph):
+        sections[0].blocks[0] = Paragraph(sentences=first.sentences[1:])
+
+
+def _weights(sentences: Sequence[Sequence[str]]) -> dict[str, float]:
     """TF-IDF within the chunk, its sentences being the documents."""
-    every = [Counter(telling(sentence)) for sentence in sentences]
+    every = [Counter(words) for words in sentences]
     holding = Counter(word for words in every for word in words)
-    total = sum(every, Counter[str]())
+    total = Counter(word for words in sentences for word in words)
     return {word: (1 + math.log(count)) * math.log(1 + len(sentences) / holding[word]) for word, count in total.items()}
 
 
@@ -285,7 +297,7 @@ def _topics(sentences: Sequence[str], language: str) -> dict[str, list[str]]:
     forms: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
     spoken: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for sentence in sentences:
-        for article, run, capital in _runs(sentence, language):
+        for article, run, capital in _runs(sentence):
             key = tuple(map(bare, run))
             first = run[0] if capital else run[0][0].lower() + run[0][1:]
             shown = " ".join([first, *run[1:]])
@@ -294,8 +306,9 @@ def _topics(sentences: Sequence[str], language: str) -> dict[str, list[str]]:
             forms[key][shown] += 1
             if sentence not in spoken[key]:
                 spoken[key].append(sentence)
+    heard = {sentence: _bare_words(sentence) for sentence in sentences}
     for key in list(spoken):  # a sentence speaks of the harbour master also where others stand around the words
-        spoken[key] = [sentence for sentence in sentences if _holds(sentence, key)]
+        spoken[key] = [sentence for sentence in sentences if _holds(heard[sentence], key)]
     found: dict[str, list[str]] = {}
     taken: set[str] = set()
     for key in sorted(spoken, key=lambda key: (-len(spoken[key]) * (len(key) + 0.5), key)):
@@ -311,7 +324,7 @@ def _topics(sentences: Sequence[str], language: str) -> dict[str, list[str]]:
 _ARTICLES = frozenset("the le la les l' der die das el los las".split())
 
 
-def _runs(sentence: str, language: str) -> Iterator[tuple[str, list[str], bool]]:
+def _runs(sentence: str) -> Iterator[tuple[str, list[str], bool]]:
     """The words behind each article, up to the next small one or sign: the article, the words, and whether they are a name."""
     tokens: list[str] = re.findall(r"[^\W\d_]+(?:-[^\W\d_]+)*['’]?|\d+|[^\w\s]", sentence)
     for n, token in enumerate(tokens[:-1]):
@@ -321,22 +334,24 @@ def _runs(sentence: str, language: str) -> Iterator[tuple[str, list[str], bool]]
         for word in tokens[n + 1 :]:
             if not (word[0].isalpha() and is_telling(bare(word))) or word.endswith(("'", "’")):
                 break
-            run.append(word)
-            if language == "de" and word[0].isupper():  # the noun, and with it the end
+            if run and run[0][0].isupper() and word[0].islower():  # a name, or a German noun, ends before a word that is written small
                 break
+            run.append(word)
         ended = n + 1 + len(run) < len(tokens)
         if 1 <= len(run) <= 3 and ended:
             yield token.lower().replace("’", "'"), run, run[0][0].isupper()
 
 
-def _holds(sentence: str, key: tuple[str, ...]) -> bool:
-    words = [bare(word) for word in re.findall(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*", sentence)]
-    return any(tuple(words[n : n + len(key)]) == key for n in range(len(words)))
+def _holds(words: Sequence[str], key: tuple[str, ...]) -> bool:
+    return any(words[n] == key[0] and tuple(words[n : n + len(key)]) == key for n in range(len(words)))
 
 
-def _alike(sentence: str, others: Sequence[str]) -> float:
-    words = set(telling(sentence))
-    return max((len(words & set(telling(other))) / max(1, len(words)) for other in others), default=0.0)
+def _bare_words(sentence: str) -> list[str]:
+    return [bare(word) for word in re.findall(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*", sentence)]
+
+
+def _alike(words: Set[str], others: Iterable[Set[str]]) -> float:
+    return max((len(words & other) / max(1, len(words)) for other in others), default=0.0)
 
 
 def _beginning(sentence: str) -> str:

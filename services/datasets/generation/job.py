@@ -253,7 +253,7 @@ class Generate(Preparation):
         return msgspec.structs.replace(model, found=list(answers.read(said, task_type=kind, text=text)))
 
     def _extracted(self, task: Task, chunk: Chunk, text: str) -> list[Example | Wrong]:
-        every = extractive.examples(text, task_type=self.spec.task_type, headings=_headings(chunk))
+        every = extractive.examples(text, task_type=self.spec.task_type, headings=_headings(chunk), goes_on=chunk.index > 0)
         return list(islice(every, task.examples * SPARE))
 
     # What is told

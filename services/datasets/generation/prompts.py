@@ -7,7 +7,8 @@ from .endpoint import Message
 
 TOKENS = {"qa": 250, "instruction": 400, "summarization": 400, "summarisation": 400, "chat": 500}
 """That one example may take, with its JSON."""
-OVERHEAD = 100
+OVERHEAD = 2_000
+"""Tokens that a model may think before it answers: the most only keeps it from going on for ever."""
 
 
 class Wording(NamedTuple):

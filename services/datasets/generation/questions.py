@@ -257,7 +257,7 @@ _RULES: dict[str, Sequence[tuple[re.Pattern[str], Build]]] = {
         ),
         (rf"{{S}} (?P<verb>[a-z]+[^s\W]s) (?:an?|the|its|their|each|every|all|no|how|whether|{_NUMBER_EN})\b", lambda f: f"What does {f.s} do?"),
         (
-            r"(?P<s>[A-Z][a-z]+(?: [a-z]+){0,2}s) (?P<verb>(?!of|in|on|at|for|with|from|and|or|to|near|inside|by|as|is|are|was|were|has|have|had|will|can|may|when|if|because|while|that|which|who|where|since|until|than|so|but|before|after|during|into|over|under|through|not)[a-z]+) (?:an?|the|its|their|each)\b",
+            r"(?P<s>(?!Each|Every|An? |One|No )[A-Z][a-z]+(?: [a-z]+){0,2}s) (?P<verb>(?!of|in|on|at|for|with|from|and|or|to|near|inside|by|as|is|are|was|were|has|have|had|will|can|may|when|if|because|while|that|which|who|where|since|until|than|so|but|before|after|during|into|over|under|through|not)[a-z]+) (?:an?|the|its|their|each)\b",
             lambda f: f"What do {f.s} do?",
         ),
         (r"{S} (?:is|are|was|were|has|have|had|will|can|may|cannot|does|do) ", lambda f: f"What does the document say about {f.s}?"),

@@ -33,22 +33,29 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
     """The sentence before it."""
     items: list[str]
 
+    @property
+    def prose(self) -> list[str]:
+        return [sentence for item in self.items for sentence in sentences(item) if is_whole(sentence)]
+
 
 class Section(msgspec.Struct, kw_only=True):
     heading: str
     """Empty where the text has none."""
     blocks: list[Paragraph | Listing]
+    starts: bool = True
+    """Its heading is in the text."""
 
     @property
     def sentences(self) -> list[str]:
-        return [sentence for block in self.blocks if isinstance(block, Paragraph) for sentence in block.sentences]
+        """Of its paragraphs, and of its lists as far as they are prose."""
+        return [sentence for block in self.blocks for sentence in (block.sentences if isinstance(block, Paragraph) else block.prose)]
 
 
 def read(text: str, *, headings: Sequence[str] = ()) -> list[Section]:
     """`headings` are those that the chunk is known to stand under or to hold; the last one of those that aren't in the text opens it."""
     known = {_plain(heading).casefold() for heading in headings}
     above = [heading for heading in headings if heading not in text]
-    sections = [Section(heading=_title(above[-1]) if above else "", blocks=[])]
+    sections = [Section(heading=_title(above[-1]) if above else "", blocks=[], starts=False)]
     for block in _blocks(text, known):
         if isinstance(block, str):
             sections.append(Section(heading=_title(block), blocks=[]))
@@ -81,7 +88,7 @@ def _blocks(text: str, known: set[str]) -> Iterator[str | Paragraph | Listing]:
                 held = []
             items.append(_plain(item.group(1)))
             continue
-        if items and stripped and line[:1].isspace() and not heading:
+        if items and stripped and line[:1].isspace() and lines[n - 1].strip() and not heading:
             items[-1] += f" {_plain(stripped)}"
             continue
         if items and (stripped or n == len(lines)):
@@ -102,6 +109,8 @@ def _heading(line: str, following: str, known: set[str], *, alone: bool) -> str:
     if marked := _MARKED.match(line):
         return _plain(marked.group(1))
     plain = _plain(line)
+    if alone and following and len(plain.split()) <= 8 and plain.endswith(".") and _NUMBERED.match(plain):
+        return plain.rstrip(".")
     if not plain or len(plain) > HEADING or plain.endswith(_SENTENCE_END):
         return ""
     if plain.casefold() in known or _UNDERLINE.match(following):

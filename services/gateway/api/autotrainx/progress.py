@@ -240,15 +240,20 @@ async def _serve(work: Callable[[], Awaitable[int]], listener: Listener, receive
     telling, leaving, access = asyncio.create_task(_told(work())), asyncio.create_task(_left(receive)), asyncio.create_task(listener.until_ended())
     try:
         await asyncio.wait({telling, leaving, access}, return_when=asyncio.FIRST_COMPLETED)
-        code, reason = (ACCESS_ENDED, access.result()) if access.done() else (telling.result(), "") if telling.done() else (0, "")
-        if code:
-            with suppress(OSError):  # also a TimeoutError: who takes nothing isn't told either
-                async with asyncio.timeout(1):
-                    await send({"type": "websocket.close", "code": code, "reason": reason})
+        if access.done():
+            await _close(send, ACCESS_ENDED, access.result())
+        elif telling.done() and (code := telling.result()):
+            await _close(send, code)
     finally:
         for task in (telling, leaving, access):
             task.cancel()
         await asyncio.gather(telling, leaving, access, return_exceptions=True)
+
+
+async def _close(send: Any, code: int, reason: str = "") -> None:
+    with suppress(OSError):  # also a TimeoutError: who takes nothing isn't told either
+        async with asyncio.timeout(1):
+            await send({"type": "websocket.close", "code": code, "reason": reason})
 
 
 async def _told(work: Awaitable[int]) -> int:
