@@ -4,7 +4,7 @@ from .bus import BusCredentialCreated, BusCredentialRevoked
 from .catalog import EVENTS, Unreadable, decode, encode, schema, uuid7
 from .credits import CreditCaptured, CreditGranted, CreditReleased, CreditReserved, QuotaTaken
 from .envelope import Claim, CloudEvent, Event, Origin, Recorded
-from .examples import ExampleDeleted
+from .examples import ExampleDeleted, ExampleEdited, ExampleMarked
 from .exports import ExportCancelled, ExportCompleted, ExportedFile, ExportFailed, ExportProgressed, ExportStarted
 from .jobs import JobCancelRequested, JobCreated
 from .names import NameClaimed, NameReleased
@@ -63,6 +63,8 @@ __all__ = [
     "CreditReserved",
     "Event",
     "ExampleDeleted",
+    "ExampleEdited",
+    "ExampleMarked",
     "ExportCancelled",
     "ExportCompleted",
     "ExportFailed",

@@ -35,6 +35,11 @@ NAMED = 1_000
 READING = 0.5
 """The share of the work on a document after which its text is known."""
 
+PATIENCE = 600.0
+"""Seconds for one part, which usually takes one or two: a stranger's tokenizer can be made so that it never ends."""
+LEAVING = 10.0
+"""Seconds for the thread to leave a part that nobody wants any more."""
+
 _encode = msgspec.json.Encoder().encode
 _chunks = prometheus_client.Counter("trainyard_chunks_total", "Chunks made of documents by this process")
 _refused = prometheus_client.Counter("trainyard_documents_refused_total", "Documents that no chunks could be made of", ["code"])
@@ -140,13 +145,22 @@ class Chunk(Preparation):
         parts = self._packing.pack(lines())
         upcoming = self._step(partial(_following, parts, counting))
         try:
-            while part := await self.attend(upcoming, done=lambda: self._done, total=self._total):
+            while part := await self._patient(upcoming, counting):
                 upcoming = self._step(partial(_following, parts, counting))
                 await self._produce(part)
         finally:
             left.set()
-            await asyncio.wait({upcoming})  # nobody closes the file under it
-            upcoming.exception()
+            await asyncio.wait({upcoming}, timeout=LEAVING)  # nobody closes the file under it
+            upcoming.add_done_callback(_heard)
+
+    async def _patient(self, step: "asyncio.Future[T]", counting: Counting) -> T:
+        try:
+            async with asyncio.timeout(PATIENCE) as patience:
+                return await self.attend(step, done=lambda: self._done, total=self._total)
+        except TimeoutError:
+            if patience.expired() and not step.done():
+                raise _broken(counting) from None
+            raise  # the log's
 
     def _line(self, file: File, index: int, chunk: chunking.Chunk) -> bytes:
         line = Line(
@@ -204,8 +218,18 @@ def _following(parts: Iterator[Part], counting: Counting) -> Part | None:
         return next(parts, None)
     except BaseException as error:
         if type(error).__name__ == "PanicException":  # what the library, which isn't Python, calls an error of its own
-            raise Hopeless("tokenizer_broken", f"The tokenizer of {counting.name} can't count the tokens of these documents.") from None
+            raise _broken(counting) from None
         raise
+
+
+def _heard(step: "asyncio.Future[Any]") -> None:
+    """Also where nobody waits for it any more."""
+    if not step.cancelled():
+        step.exception()
+
+
+def _broken(counting: Counting) -> Hopeless:
+    return Hopeless("tokenizer_broken", f"The tokenizer of {counting.name} can't count the tokens of these documents.")
 
 
 def _nothing(files: list[File], refused: dict[str, Refusal]) -> Hopeless:

@@ -1,5 +1,6 @@
 """How many tokens a text has, by a base model's tokenizer or by an estimate."""
 
+import os
 import re
 from functools import lru_cache
 
@@ -30,21 +31,22 @@ class Counting:
     """`local`: what is between two blanks makes the same tokens whatever is around it, so that tokens can be counted by their places."""
 
     def __init__(self, tokenizer: Tokenizer, *, name: str) -> None:
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the library's threads gain nothing here, and make each fork of this process a risk
         self.name = name
         self.local = _is_local(tokenizer)
-        self._encode = tokenizer.encode
+        self._encode = tokenizer.encode_batch  # `encode` would hold up all other threads until it is done
         self._count_word = lru_cache(maxsize=8192)(self._count)
 
     def places(self, text: str) -> list[tuple[int, int]]:
         """Where each token begins and ends. Those that share a character have the same."""
-        return self._encode(text, add_special_tokens=False).offsets
+        return self._encode([text], add_special_tokens=False)[0].offsets
 
     def count(self, text: str) -> int:
         """Of a word or two it is remembered: a chunk's ends are looked at more than once."""
         return self._count_word(text) if len(text) <= WORD else self._count(text)
 
     def _count(self, text: str) -> int:
-        return len(self._encode(text, add_special_tokens=False))
+        return len(self._encode([text], add_special_tokens=False)[0])
 
 
 def estimate() -> Counting:

@@ -8,12 +8,25 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, 
 from concurrent.futures import Executor
 from contextlib import aclosing
 from functools import partial
+from os import SEEK_END
 from tempfile import TemporaryFile
 from typing import IO, Any, TypeVar
 
 import msgspec
 
-from libs.events import Claim, PreparationCompleted, PreparationProduced, ProjectFileDeleted, TrainInputs, decode
+from libs.events import (
+    Claim,
+    ExampleDeleted,
+    ExampleEdited,
+    ExampleMarked,
+    PreparationCompleted,
+    PreparationProduced,
+    ProjectFileDeleted,
+    Recorded,
+    TrainInputs,
+    decode,
+)
+from libs.rows import REFUSED_BY_PERSON
 from libs.storage import Damaged, Missing
 
 from .preparation import Hopeless, Preparation
@@ -48,17 +61,62 @@ class Produced(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     reason: str
 
 
+class Edit(msgspec.Struct, gc=False):
+    """What people made of an example, as of the latest fact."""
+
+    deleted: bool = False
+    is_valid: bool | None = None
+    """What somebody said; None: nobody did."""
+    split: str = ""
+    format: str = ""
+    place: tuple[int, int] | None = None
+    """Where in a file its content begins and how long it is, if it was written anew."""
+
+
+class Edits:
+    """By example. What was written anew lies in a file: of that there may be much."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._of: dict[str, Edit] = {}
+
+    def add(self, recorded: Recorded) -> None:
+        event = recorded.event
+        if not isinstance(event, ExampleEdited | ExampleMarked | ExampleDeleted):
+            return  # of a kind that this version doesn't know
+        edit = self._of.setdefault(event.example_id, Edit())
+        match event:
+            case ExampleEdited(data=data, split=split):
+                edit.split = split or edit.split
+                if data is not None:
+                    content = msgspec.json.encode(data)
+                    edit.format, edit.place = event.format, (self._file.seek(0, SEEK_END), len(content))
+                    self._file.write(content)
+            case ExampleMarked(is_valid=is_valid):
+                edit.is_valid = is_valid
+            case ExampleDeleted():
+                edit.deleted = True
+
+    def of(self, id: str) -> Edit | None:
+        return self._of.get(id)
+
+    def content(self, place: tuple[int, int]) -> msgspec.Raw:
+        begin, length = place
+        self._file.seek(begin)
+        return msgspec.Raw(self._file.read(length))
+
+
 class Draft:
     """What there is of a snapshot: its bytes in a file, its hash, its counts."""
 
-    def __init__(self, file: IO[bytes], *, without: Set[str], total: int) -> None:
+    def __init__(self, file: IO[bytes], *, edits: Edits, total: int) -> None:
         self.file = file
         self.digest = hashlib.sha256()
         self.splits = Counter[str]()
         self.refused = Counter[str]()
         self.done = 0
         self.total = total
-        self._without = without
+        self._edits = edits
 
     @property
     def rows(self) -> int:
@@ -68,17 +126,31 @@ class Draft:
         """The usable rows of a part. Takes its time: for a thread."""
         rows: list[Row] = []
         for line in _parts.decode_lines(part):
-            if not line.valid:
-                self.refused[line.reason] += 1
-            elif line.id in self._without:
-                self.refused["deleted"] += 1
-            else:
-                self.splits[line.split] += 1
-                rows.append(Row(id=line.id, split=line.split, format=line.format, data=line.data))
+            if reason := self._why_not(line, edit := self._edits.of(line.id)):
+                self.refused[reason] += 1
+                continue
+            row = self._row(line, edit)
+            self.splits[row.split] += 1
+            rows.append(row)
         content = _encode_lines(rows)
         self.file.write(content)
         self.digest.update(content)
         self.done += len(part)
+
+    def _why_not(self, line: Produced, edit: Edit | None) -> str:
+        if edit and edit.deleted:
+            return "deleted"
+        if edit and edit.is_valid is not None:
+            return "" if edit.is_valid else REFUSED_BY_PERSON
+        return "" if line.valid or (edit and edit.place) else line.reason
+
+    def _row(self, line: Produced, edit: Edit | None) -> Row:
+        if edit is None:
+            return Row(id=line.id, split=line.split, format=line.format, data=line.data)
+        split = edit.split or line.split
+        if edit.place is None:
+            return Row(id=line.id, split=split, format=line.format, data=line.data)
+        return Row(id=line.id, split=split, format=edit.format, data=self._edits.content(edit.place))
 
 
 _parts = msgspec.json.Decoder(Produced)
@@ -99,8 +171,8 @@ class Snapshot(Preparation):
             raise NotYet
         await self.begin()
         parts = [(ingest, part) for ingest in sources.ingests for part in ingest.parts if part.file_id not in self._deleted_files]
-        with TemporaryFile() as file:  # without a name: it is gone with this process, however that ends
-            draft = Draft(file, without=await self._deleted(), total=sum(part.content.size for _, part in parts))
+        with TemporaryFile() as file, TemporaryFile() as edited:  # without names: they are gone with this process, however that ends
+            draft = Draft(file, edits=await self._edits(edited), total=sum(part.content.size for _, part in parts))
             await self._attended(self._copy(parts, draft), draft)
             if not draft.splits["train"]:
                 raise _nothing_to_learn_from(draft)
@@ -146,10 +218,12 @@ class Snapshot(Preparation):
         self._sources = Sources([source for source in inputs.sources if source.job_id not in deleted], log=self.log, tenant=self.tenant)
         return self._sources
 
-    async def _deleted(self) -> set[str]:
-        """Ids of the examples that were deleted before the job was created, which is the last part of their subjects."""
-        pattern = f"ev.{self.tenant}.example.deleted.{self.job.inputs['project_id']}.*"
-        return {raw.subject.rsplit(".", 1)[1] async for raw in self.log.scan_to(pattern, last=self.position)}
+    async def _edits(self, file: IO[bytes]) -> Edits:
+        """Of the examples that people edited, judged or deleted before the job was created."""
+        edits = Edits(file)
+        async for raw in self.log.scan_to(f"ev.{self.tenant}.example.*.{self.job.inputs['project_id']}.*", last=self.position):
+            edits.add(decode(raw.data, seq=raw.seq, subject=raw.subject))
+        return edits
 
     async def _copy(self, parts: list[tuple[Ingest, PreparationProduced]], draft: Draft) -> None:
         async with aclosing(self._fetched(parts)) as contents:

@@ -20,7 +20,7 @@ from services.gateway.api.autotrainx.progress import Sockets
 from services.gateway.api.datagen import auth as datagen_auth
 from services.gateway.api.deep_learning import auth, webhooks
 from services.gateway.api.deep_learning.limits import ANONYMOUS
-from services.gateway.api.finetuneflow import chunks, dataset, export, files, generation, hardware, health, jobs, logs, models, projects, training
+from services.gateway.api.finetuneflow import chunks, dataset, download, export, files, generation, hardware, health, jobs, logs, models, projects, training
 from services.gateway.api.lora import credits
 from services.gateway.api.problems import problem
 from services.gateway.api.requests import AnyRequest, find
@@ -47,6 +47,7 @@ ROOMS = {
     chunks: "finetuneflow: chunks",
     generation: "finetuneflow: data set",
     dataset: "finetuneflow: data set",
+    download: "finetuneflow: data set",
     models: "finetuneflow: model",
     hardware: "finetuneflow: hardware",
     training: "finetuneflow: training",

@@ -17,8 +17,8 @@ from services.gateway.steps import Telemetry
 
 BUFFER = 1000
 """Facts a watcher may be behind. One that is slower is closed and comes back with its last id."""
-_AT_ONCE = 500
-"""Facts of the past that a watcher holds at most."""
+_AT_ONCE = 100
+"""Facts of the past that a watcher fetches at a time: many who begin at once, or are told to end meanwhile, wait for each other's."""
 
 _NO_END = 2**62
 

@@ -114,6 +114,7 @@ async def load_next(db: asyncpg.Pool, storage: Storage) -> bool:
     if part is None:
         return False
     if not part["owned"] or part["outdated"]:
+        await db.execute("delete from example_edits where job_id = $1 and $2", part["job_id"], part["outdated"])
         await db.execute("delete from parts where id = $1", part["id"])  # what it was made from was deleted meanwhile, and its object goes too
         return True
     try:
@@ -156,7 +157,11 @@ async def _write(session: Any, part: asyncpg.Record, records: list[Line] | list[
     if not error:
         table, columns = ("chunks", CHUNKS) if part["kind"] == CHUNK else ("examples", EXAMPLES)
         rows = [row for line in records if (row := _row(part, line, made_from))]
+        await session.execute("select alone_with_examples(array[$1])", part["project_id"])
         await session.copy_records_to_table(table, columns=columns, records=rows)
+        await session.execute(
+            "select overlay_examples(array(select id from example_edits where project_id = $1 and id = any($2)))", part["project_id"], [row[0] for row in rows]
+        )
         _loaded.inc(len(rows))
     await session.execute("update parts set state = $2 where id = $1", part["id"], "broken" if error else "loaded")
 

@@ -10,7 +10,7 @@ from services.gateway.commands import Beside, Room
 from services.gateway.domain import bus, credit, example, jobs, project, quota, user, webhook, workspace
 from services.gateway.domain.bus import BusAccess, CreateCredential, RevokeCredential
 from services.gateway.domain.credit import Grant, Purse, Settle
-from services.gateway.domain.example import DeleteExample, Example
+from services.gateway.domain.example import ChangeExample, DeleteExample, Example
 from services.gateway.domain.jobs import CancelJob, Job
 from services.gateway.domain.project import (
     AddFiles,
@@ -106,7 +106,7 @@ def rooms(db: asyncpg.Pool) -> list[Room[Any]]:
         Room(
             category="example",
             state=Example,
-            commands=(DeleteExample,),
+            commands=(ChangeExample, DeleteExample),
             key=lambda command: (command.project_id, command.example_id),
             load=partial(example_views.load, db),
             evolve=example.evolve,

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 from nats.aio.client import Client
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from infra.embedded import Servers
 from libs.config import Datasets
@@ -20,7 +21,7 @@ from libs.runtime.broker import OUTAGES, HandedOver
 from libs.storage import Storage, StorageDown
 from libs.tiny import BASE
 from libs.tiny import tokenizer as tiny
-from services.datasets import base_tokenizer, preparation
+from services.datasets import base_tokenizer, chunk, preparation
 from services.datasets.counting import ESTIMATE
 from services.datasets.handlers import Preparations
 from services.gateway.loader import Chunk
@@ -213,7 +214,7 @@ async def test_it_goes_on_where_it_was_interrupted_and_makes_the_same(place: Ser
         await service.prepare(undisturbed)
 
     await complete(log, storage, created, chunks=3_300)
-    assert [chunk.content for chunk in await lines(log, storage, created)] == [chunk.content for chunk in await lines(log, storage, undisturbed)]
+    assert [line.content for line in await lines(log, storage, created)] == [line.content for line in await lines(log, storage, undisturbed)]
 
 
 async def test_two_that_begin_together_write_everything_once(service: Preparations, another: Preparations, storage: Storage, log: EventLog, origin: Origin):
@@ -402,3 +403,24 @@ def test_a_file_that_is_no_tokenizer_is_replaced_by_the_estimate(settings: Datas
 
     assert found.counting.name == ESTIMATE
     assert "can't be read" in found.note
+
+
+@pytest.mark.parametrize("patience", [600.0, 0.01])
+async def test_a_tokenizer_that_breaks_or_never_ends_fails_the_job(
+    own_log: EventLog, storage: Storage, log: EventLog, origin: Origin, settings: Datasets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: float
+):
+    """A pattern that tries too many ways, in a text that has them."""
+    monkeypatch.setattr(chunk, "PATIENCE", patience)
+    monkeypatch.setattr(preparation, "HEARTBEAT", 0.05)
+    tokenizer = Tokenizer(models.WordLevel({"": 0}, unk_token=""))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+$"), "isolated")
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_str())
+    created = await asked(storage, log, origin, {"a.txt": (b"a" * 30 + b"b", TEXT)}, base_model=str(tmp_path))
+    service = Preparations(own_log, storage, workers=1, settings=settings)
+
+    await service.prepare(created)
+
+    service.close()
+    end = (await facts(log, created))[-1].event
+    assert isinstance(end, PreparationFailed)
+    assert end.code == "tokenizer_broken"

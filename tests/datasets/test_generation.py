@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -29,10 +30,10 @@ from libs.events import (
     TrainInputs,
 )
 from libs.events.log import Conflict, EventLog
+from libs.rows import canonical
 from libs.runtime.broker import HandedOver, Later
 from libs.storage import Storage, StorageDown
 from services.datasets import preparation
-from services.datasets.formats.shapes import canonical
 from services.datasets.generation import answers, endpoint
 from services.datasets.generation.checks import Ground, Wrong
 from services.datasets.generation.endpoint import Endpoint
@@ -914,6 +915,21 @@ def test_what_the_text_gives_stands_in_it_in_whole_sentences_and_never_twice(tex
             assert all(part.removeprefix("- ") in one_line for line in turn.answered.splitlines() for part in sentences(line)), turn
             assert turn.answered.startswith("- ") or turn.answered.endswith((".", "!", "?"))
             assert turn.asked.rstrip("“”« »").endswith(("?", ".")) or "List" in turn.asked
+
+
+@pytest.mark.parametrize("piece", [".", "?!", "\n", "a. ", "[", "# #", " ", "(a) ", "The cat sat on it. ", '"', "1,2", "- x\n", "<think>", "{"])
+def test_no_text_takes_long(piece: str):
+    """Documents and models are not to be trusted: what grows with the square of a text's length would hold up everybody."""
+    text = "1" + piece * (30_000 // len(piece)) + "x"
+    began = time.thread_time()
+
+    for task_type in ("qa", "chat"):
+        list(itertools.islice(examples(text, task_type=task_type), 20))
+    Ground(text)
+    sentences(text)
+    answers.read(text, task_type="qa", text="x")
+
+    assert time.thread_time() - began < 4
 
 
 def test_abbreviations_numbers_and_initials_end_no_sentence():

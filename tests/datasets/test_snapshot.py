@@ -19,6 +19,8 @@ from libs.events import (
     Claim,
     Event,
     ExampleDeleted,
+    ExampleEdited,
+    ExampleMarked,
     File,
     JobCreated,
     Origin,
@@ -146,6 +148,45 @@ async def test_examples_that_were_deleted_before_are_left_out_later_ones_are_not
     end = await made(log, created)
     assert await rows_of(storage, end) == [row for n, row in enumerate(every) if n not in (0, 1_050)]
     assert end.refused == {"deleted": 2}
+
+
+async def test_edits_that_were_made_before_are_in_it_later_ones_are_not(service: Preparations, storage: Storage, log: EventLog, origin: Origin):
+    source = await ingested(service, storage, log, origin, [*alpaca(1_100), "{broken"])
+    every = await usable(log, storage, source)
+    broken = str(uuid.uuid5(uuid.UUID(job_id(source)), "1101"))
+    train_row = next(n for n, row in enumerate(every) if n > 10 and row["split"] == "train")
+
+    async def tell(type_: type[Event], id: str, **said: Any) -> None:
+        await append(log, origin, type_(project_id=PROJECT, example_id=id, job_id=job_id(source), **said))
+
+    async def write(id: str, text: str) -> None:
+        await tell(ExampleEdited, id, format="text", data={"text": text}, tokens=1)
+
+    long = "é\u2028" + "x" * 40_000
+    await write(every[3]["id"], "overwritten")
+    await write(every[3]["id"], long)
+    await tell(ExampleEdited, every[train_row]["id"], split="eval")
+    await write(broken, "mended")
+    await tell(ExampleMarked, every[4]["id"], is_valid=False, message="dull")
+    await write(every[4]["id"], "still refused")
+    await tell(ExampleMarked, every[5]["id"], is_valid=False)
+    await tell(ExampleMarked, every[5]["id"], is_valid=True)
+    await write(every[6]["id"], "gone anyhow")
+    await tell(ExampleDeleted, every[6]["id"])
+    created = await train(log, origin, source)
+    await write(every[7]["id"], "too late")
+    await tell(ExampleMarked, every[8]["id"], is_valid=False)
+
+    await service.prepare(created)
+
+    expected = [dict(row) for row in every]
+    expected[3] |= {"format": "text", "data": {"text": long}}
+    expected[train_row]["split"] = "eval"
+    expected.append({"id": broken, "split": "train", "format": "text", "data": {"text": "mended"}})
+    end = await made(log, created)
+    assert await rows_of(storage, end) == [row for n, row in enumerate(expected) if n not in (4, 6)]
+    assert (end.rows, end.valid, end.refused) == (1_101, 1_099, {"refused_by_person": 1, "deleted": 1})
+    assert end.splits == {split: sum(row["split"] == split for n, row in enumerate(expected) if n not in (4, 6)) for split in ("train", "eval")}
 
 
 async def test_rows_of_a_file_that_was_deleted_before_are_left_out(service: Preparations, storage: Storage, log: EventLog, origin: Origin):

@@ -43,9 +43,9 @@ CREATE = CreateCredential(user_id="u", credential_id="c", workspace="u", name=""
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # nats-py leaves them behind where a reconnect fails halfway
 
 
-@pytest.fixture
+@pytest.fixture(scope="module", autouse=True)
 def swept() -> Iterator[None]:
-    """While the test that expects them lasts."""
+    """While it is expected, and not in somebody else's test."""
     yield
     gc.collect()
 
@@ -159,7 +159,6 @@ async def test_a_consumer_can_do_nothing_but_listen(door: httpx.AsyncClient, inf
     assert (await EventLog(infra_nc, source="/tests").position()).last == before
 
 
-@pytest.mark.usefixtures("swept")
 async def test_only_the_right_password_lets_in(door: httpx.AsyncClient, servers: Servers, guarded: Process):
     ann, bob = await registered(door), await registered(door)
     credential, other = await made(door, ann), await made(door, bob)
@@ -224,7 +223,6 @@ async def test_one_sequence_everywhere_and_pages_without_what_the_feed_leaves_ou
     assert not [found for found in page["events"] if found["event"]["type"].startswith("credit.")]
 
 
-@pytest.mark.usefixtures("swept")
 async def test_a_revoked_credential_is_cut_off_and_is_listed_no_more(door: httpx.AsyncClient):
     ann, bob = await registered(door), await registered(door)
     kept, revoked = await made(door, ann, name="kept"), await made(door, ann, name="revoked")
@@ -352,7 +350,6 @@ async def allowed(door: httpx.AsyncClient, person: Person, body: dict[str, str])
     return answer.json() if answer.status_code == 201 else None
 
 
-@pytest.mark.usefixtures("swept")
 async def test_without_a_gateway_services_connect_and_consumers_come_back_with_the_next(mortal: Servers, its_gateway: Process):
     """Which ends what should have ended meanwhile, whoever let it in; and takes only so many wrong passwords from an address."""
     async with client(its_gateway) as api:

@@ -409,6 +409,21 @@ def test_a_kept_port_that_somebody_took_is_replaced_for_good(home: Path):
     assert {name for name in after if after[name] != before[name]} == {"s3"}
 
 
+def test_a_port_that_another_home_has_chosen_is_left_to_it_before_anybody_listens(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    one, other = Home(home), Home(tmp_path / "home")
+    drawn = iter([7, 7, 8])
+    monkeypatch.setattr("secrets.randbelow", lambda _: next(drawn))
+    try:
+        for each in (one, other):
+            each.open()
+            each.choose_ports(["nats"])
+
+        assert other.ports["nats"] == one.ports["nats"] + 1
+    finally:
+        one.unlock()
+        other.unlock()
+
+
 def test_a_taken_port_is_refused_in_one_line(home: Path):
     with listening(0) as port:
         answer = ordered("up", home, TRAINYARD_PORT=str(port))

@@ -234,7 +234,7 @@ def test_calls_of_tools_are_learned_and_the_template_is_told_which_there_are(tok
 
 def canonical_of(row: dict[str, Any]) -> tuple[dict[str, Any], str, dict[str, Any]]:
     """As the datasets service leaves it."""
-    from services.datasets.formats.shapes import canonical
+    from libs.rows import canonical
 
     name, content, meta = canonical(row)
     return content, name, meta

@@ -4,7 +4,9 @@ import json
 
 import msgspec
 
-from .row import Unusable, not_utf8
+from libs.rows import Unusable
+
+from .row import not_utf8
 
 _decode = msgspec.json.Decoder().decode
 

@@ -4,9 +4,11 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 
+from libs.rows import Unusable
+
 from .decoding import invalid, parse, tolerant, too_deep
 from .lines import BOM
-from .row import MAX_RAW, MAX_ROW, Found, Unusable, not_utf8, too_large
+from .row import MAX_RAW, MAX_ROW, Found, not_utf8, too_large
 
 MAX_FILE = 64 * 1024 * 1024
 

@@ -4,6 +4,8 @@ from typing import Any
 
 import msgspec
 
+from libs.rows import Unusable
+
 MAX_ROW = 256 * 1024
 MAX_RAW = 2_000
 
@@ -21,17 +23,6 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int = 0
     split: str = "train"
 
-
-class Unusable(Exception):
-    """Why a row can't be used. Readers hand it on in the row's place, because the rows after it go on."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-
-
-KINDS: dict[type, str] = {str: "text", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object", type(None): "null"}
 
 Found = tuple[int, bytes, object]
 """A row's number, its bytes as uploaded (the beginning will do when it is refused) and its value: JSON builtins or an Unusable."""

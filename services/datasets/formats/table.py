@@ -5,9 +5,11 @@ import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
+from libs.rows import QUOTED, Unusable
+
 from .decoding import parse
 from .lines import bare, lines
-from .row import MAX_ROW, Found, Unusable, not_utf8, too_large
+from .row import MAX_ROW, Found, not_utf8, too_large
 
 JSON_COLUMNS = ("messages", "conversations", "history")
 
@@ -24,14 +26,20 @@ def read_table(chunks: Iterable[bytes]) -> Iterator[Found]:
 
 
 def _rows(records: Iterable[tuple[bytes, list[str] | Unusable]], *, names: list[str]) -> Iterator[Found]:
-    json_columns = [name for name in JSON_COLUMNS if name in names]
+    ours = QUOTED in names
+    json_columns = [name for name in (*JSON_COLUMNS, *(["meta"] if ours else [])) if name in names]
     for number, (raw, cells) in enumerate(records, start=1):
         if isinstance(cells, Unusable):
             yield number, raw, cells
         elif len(cells) > len(names):
             yield number, raw, Unusable("csv_ragged", f"The record has {len(cells)} fields, but the header names {len(names)}.")
         else:
-            yield number, raw, _object(dict(zip(names, cells, strict=False)), json_columns)
+            row = dict(zip(names, cells, strict=False))
+            if ours:
+                row = _unquoted(row)
+                yield number, raw, _object(row, [column for column in json_columns if column in row])
+            else:
+                yield number, raw, _object(row, json_columns)
 
 
 def _object(row: dict[str, str], json_columns: list[str]) -> object:
@@ -42,6 +50,13 @@ def _object(row: dict[str, str], json_columns: list[str]) -> object:
         if isinstance(why := value[column], Unusable):
             return Unusable(why.code, f"Column '{column}' must hold JSON. {why.message}")
     return value
+
+
+def _unquoted(row: dict[str, str]) -> dict[str, str]:
+    """A row of a CSV of our own: without what was added to it, and without columns that are empty."""
+    quoted = row.get(QUOTED, "").split()
+    plain = {name: cell.removeprefix("'") if name in quoted else cell for name, cell in row.items() if name != QUOTED}
+    return {name: cell for name, cell in plain.items() if cell}
 
 
 def _delimiter(header: bytes) -> str:

@@ -1,6 +1,5 @@
 """What a language model answered, read with patience: fences, talk around it and a missing end are forgiven, wrong fields are not."""
 
-import re
 from contextlib import suppress
 from typing import Any
 
@@ -16,8 +15,8 @@ MOST = 200
 DEEPEST = 8
 """Brackets without an end, inside of which more is looked for."""
 
-_FENCE = re.compile(r"^\s*```[\w-]*\s*|\s*```\s*$")
-_THOUGHT = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
+_THOUGHTS = ("</think>", "</thinking>")
+"""Behind the last of these stands what a model says after it has thought."""
 _LISTS = ("examples", "data", "items", "questions", "results", "conversations", "dialogues")
 _TURNS = ("messages", "conversation", "conversations", "turns", "dialogue")
 _ASKED = ("question", "instruction", "prompt", "q", "task", "consigne")
@@ -34,7 +33,9 @@ def read(answer: str, *, task_type: str, text: str) -> list[Example | Wrong]:
 
 
 def _elements(answer: str) -> list[Any]:
-    found = _values(_FENCE.sub("", _THOUGHT.sub("", answer[:LONGEST])))
+    for end in _THOUGHTS:
+        answer = answer.rpartition(end)[2]
+    found = _values(answer[:LONGEST])
     elements: list[Any] = []
     for value in found:
         inner = next((value[name] for name in _LISTS if isinstance(value.get(name), list)), None) if isinstance(value, dict) else value

@@ -156,17 +156,18 @@ class Reading:
     def _pairs(self, turns: list[Turn]) -> Generator[Example, None, list[Turn]]:
         """Gives back those that found no other."""
         order = {sentence: n for n, sentence in enumerate(self.whole)}
+        places = {turn: _place(turn, order) for turn in turns}
         alone: list[Turn] = []
         while turns:
             first = turns.pop(0)
-            here = _place(first, order)
+            here = places[first]
             others = [turn for turn in turns if turn.answered not in first.answered and first.answered not in turn.answered]
             if not others:
                 alone.append(first)
                 continue
-            second = min(others, key=lambda turn: (abs(_place(turn, order) - here), turn.asked))
+            second = min(others, key=lambda turn: (abs(places[turn] - here), turn.asked))
             turns.remove(second)
-            yield Example(turns=[first, second] if here <= _place(second, order) else [second, first])
+            yield Example(turns=[first, second] if here <= places[second] else [second, first])
         return alone
 
     def _asked(self) -> Iterator[Example]:
@@ -307,8 +308,12 @@ def _topics(sentences: Sequence[str], language: str) -> dict[str, list[str]]:
             if sentence not in spoken[key]:
                 spoken[key].append(sentence)
     heard = {sentence: _bare_words(sentence) for sentence in sentences}
+    holding: dict[str, list[str]] = defaultdict(list)
+    for sentence, words in heard.items():
+        for word in dict.fromkeys(words):
+            holding[word].append(sentence)
     for key in list(spoken):  # a sentence speaks of the harbour master also where others stand around the words
-        spoken[key] = [sentence for sentence in sentences if _holds(heard[sentence], key)]
+        spoken[key] = [sentence for sentence in holding[key[0]] if _holds(heard[sentence], key)]
     found: dict[str, list[str]] = {}
     taken: set[str] = set()
     for key in sorted(spoken, key=lambda key: (-len(spoken[key]) * (len(key) + 0.5), key)):

@@ -15,8 +15,8 @@ import prometheus_client
 
 from libs.events import Claim, GenerateInputs, GenerateSpec, PreparationCompleted, PreparationProduced, Recorded, Source
 from libs.events.log import Conflict
+from libs.rows import count_tokens
 from libs.storage import Damaged, Missing
-from services.datasets.formats.reading import count_tokens
 from services.datasets.formats.row import MAX_RAW
 from services.datasets.parts import Line
 from services.datasets.preparation import Hopeless, Preparation
@@ -196,9 +196,11 @@ class Generate(Preparation):
         try:
             return await self.storage.get(claim)
         except Missing:
-            raise Hopeless("source_missing", "Chunks are not in the object store any more; make them again, then start anew.") from None
+            raise Hopeless(
+                "source_missing", "Chunks, or examples of them, are not in the object store any more; make the chunks again, then start anew."
+            ) from None
         except Damaged:
-            raise Hopeless("source_damaged", "Chunks are damaged in the object store; make them again, then start anew.") from None
+            raise Hopeless("source_damaged", "Chunks, or examples of them, are damaged in the object store; make the chunks again, then start anew.") from None
 
     # What is made
 
@@ -282,7 +284,7 @@ class Generate(Preparation):
         for found in chain(made.found, [_TOO_FEW] * made.task.examples):
             if len(lines) == made.task.examples:
                 break
-            wrong = self._wrong(found, made.ground, ledger.seen | fresh)
+            wrong = self._wrong(found, made.ground, ledger.seen, fresh)
             if wrong and made.generator == "extractive" and found is not _TOO_FEW:
                 continue
             if isinstance(found, Example) and not wrong:
@@ -290,10 +292,10 @@ class Generate(Preparation):
             lines.append(self._line(made.task.first_row + len(lines), found, wrong, made))
         return lines
 
-    def _wrong(self, found: Example | Wrong, ground: Ground, seen: Set[bytes]) -> Wrong | None:
+    def _wrong(self, found: Example | Wrong, ground: Ground, *seen: Set[bytes]) -> Wrong | None:
         if isinstance(found, Wrong):
             return found
-        return ground.why_not(found, self.spec.task_type) or (_REPEATED if found.key in seen else None)
+        return ground.why_not(found, self.spec.task_type) or (_REPEATED if any(found.key in before for before in seen) else None)
 
     def _line(self, row: int, found: Example | Wrong, wrong: Wrong | None, made: Made) -> Row:
         kind, chunk = self.spec.task_type, made.chunk
@@ -327,7 +329,7 @@ class Generate(Preparation):
             valid=ledger.splits.total(),
             refused=dict(ledger.refused),
             splits=dict(ledger.splits),
-            generator=" and ".join(sorted(ledger.generators)) if len(ledger.generators) == 1 else "mixed",
+            generator="mixed" if len(ledger.generators) > 1 else "".join(ledger.generators),
             model=", ".join(sorted(ledger.models)),
             notes=self._notes(ledger),
         )

@@ -8,7 +8,9 @@ CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _WORD = re.compile(rf"[{CJK}]|[^\W\d_{CJK}]+(?:[-'’][^\W\d_{CJK}]+)*|\d+(?:[.,:]\d+)*")
 _NUMBER = re.compile(r"\d+(?:[.,:\u202f\u00a0 ]\d{3}(?!\d)|[.,:]\d+)*")
 _ELISION = re.compile(r"^(?:[cdjlmnst]|qu|jusqu|lorsqu|puisqu)['’]", re.IGNORECASE)
-_END = re.compile(r"[.!?…]+[\"'”’»)\]]*(?=\s+[\"'“‘«(\[]?\s?[^\W_])|[。！？]+")
+ABBREVIATION = 12
+"""Characters before a full stop in which one is looked for."""
+_END = re.compile(r"(?<![.!?…])[.!?…]++[\"'”’»)\]]*(?=\s+[\"'“‘«(\[]?\s?[^\W_])|[。！？]+")
 _ABBREVIATION = re.compile(
     r"(?:^|[\s(\[«\"'“])(?:[^\W\d_]|[^\W\d_]\.[^\W\d_]|Mr|Mrs|Ms|Dr|Prof|St|Ste|MM|Mme|Mlle|Me|No|Nos|Nr|Fig|figs?|Sec|Eq|Vol|vol|pp?|art|Art|chap|Chap|cf|Cf|vs|etc|approx|ca"
     r"|env|ex|min|max|éd|Inc|Ltd|Co|Corp|bzw|usw|Abs|Bd|Sr|Sra|Ud|pág)\.$"
@@ -79,7 +81,9 @@ def _sentences(text: str) -> Iterator[str]:
     start = 0
     for end in _END.finditer(text):
         sentence = text[start : end.end()]
-        if text[end.start()] == "." and (_ABBREVIATION.search(text[start : end.start() + 1]) or text[end.end() :].lstrip()[:1].islower()):
+        if text[end.start()] == "." and (
+            _ABBREVIATION.search(text[max(start, end.start() - ABBREVIATION) : end.start() + 1]) or text[end.end() :].lstrip()[:1].islower()
+        ):
             continue
         if sentence.strip():
             yield sentence.strip()

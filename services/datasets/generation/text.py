@@ -15,7 +15,9 @@ _COUNTED = re.compile(r"^(?:\d+(?:\.\d+)*[.)]?|[IVX]+\.)\s+(?=\S)")
 _UNDERLINE = re.compile(r"^[=-]{3,}$")
 _ITEM = re.compile(r"^\s*(?:[-*•‣▪–—+]|\(?\d{1,2}[.)]|[a-z]\))\s+(\S.*)$")
 _EMPHASIS = re.compile(r"(\*\*|__|`|(?<!\w)[*_](?=\w)|(?<=\w)[*_](?!\w))")
-_LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
+_LINK = re.compile(r"!?\[([^\[\]]{0,300})\]\([^()]{0,300}\)")
+_DRAWN = re.compile(r"([^\w\s])\1{4,}")
+"""Lines of dots, dashes or stars, as in tables of contents."""
 _WHOLE = re.compile(r"^[\"“«(]?\s?[A-ZÀ-ÖØ-ÞĀ-Ž0-9].*[.!?…][\"”»)]?$", re.DOTALL)
 _SENTENCE_END = (".", "!", "?", "…", ":", ";", ",")
 HEADING = 90
@@ -74,13 +76,14 @@ def _blocks(text: str, known: set[str]) -> Iterator[str | Paragraph | Listing]:
     held: list[str] = []
     items: list[str] = []
     lead = ""
-    lines = _without_code(text.splitlines())
+    lines = _without_code(_DRAWN.sub(r"\1\1\1 ", text).splitlines())
+    behind = _following(lines)
     for n, line in enumerate([*lines, ""]):
         stripped = line.strip()
-        following = next((other.strip() for other in lines[n + 1 :] if other.strip()), "")
+        following = behind[n]
         alone = (n == 0 or not lines[n - 1].strip()) and (n + 1 >= len(lines) or not lines[n + 1].strip())
         item = _ITEM.match(line)
-        heading = _heading(stripped, following, known, alone=alone) if not item or (alone and _NUMBERED.match(stripped)) else ""
+        heading = _heading(stripped, following, known, alone=alone) if not item or (alone and len(stripped) <= HEADING and _NUMBERED.match(stripped)) else ""
         if item and not heading:
             if held:
                 lead = _flushed(held)[-1]
@@ -105,7 +108,17 @@ def _blocks(text: str, known: set[str]) -> Iterator[str | Paragraph | Listing]:
             held.append(_plain(stripped))
 
 
+def _following(lines: list[str]) -> list[str]:
+    """For each line, and for the end, the next that isn't empty."""
+    found = [""]
+    for line in reversed(lines[1:]):
+        found.append(line.strip() or found[-1])
+    return [*reversed(found), ""] if lines else found
+
+
 def _heading(line: str, following: str, known: set[str], *, alone: bool) -> str:
+    if len(line) > 2 * HEADING:
+        return ""
     if marked := _MARKED.match(line):
         return _plain(marked.group(1))
     plain = _plain(line)

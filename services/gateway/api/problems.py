@@ -38,6 +38,8 @@ STATUS: dict[type[errors.DomainError], int] = {
     errors.ModelNotResolved: 400,
     errors.ModelNotUsable: 400,
     errors.NoTrainingData: 400,
+    errors.ExampleUnreadable: 409,
+    errors.PreviewStays: 409,
     errors.NoSuccessfulRun: 404,
     errors.JobEnded: 409,
     errors.WebhookInactive: 409,

@@ -15,6 +15,10 @@ from services.gateway.api.requests import AnyRequest
 ALIKE = 0.8
 """`hyperparameters` and `hyperparams` are 0.85, `params` and `hyperparams` 0.71."""
 
+LOOKED_AT = 50
+LONGEST = 50
+"""Comparing takes a while: a body with thousands of keys is nobody's slip."""
+
 
 async def refuse_unknown_keys(request: AnyRequest) -> None:
     """Before a route reads its body. Clients of the five documents may send keys of their own, so there only what is close to a key that is not sent is refused; our own surface knows all its keys."""
@@ -27,15 +31,15 @@ async def refuse_unknown_keys(request: AnyRequest) -> None:
         return  # the route says what is wrong with it
     unknown = [key for key in given if key not in known]
     free = {_plain(key): key for key in known if key not in given}
-    for key in unknown:
-        if near := get_close_matches(_plain(key), free, n=1, cutoff=ALIKE):
+    for key in unknown[:LOOKED_AT]:
+        if near := get_close_matches(_plain(key[:LONGEST]), free, n=1, cutoff=ALIKE):
             raise _refused(key, f"there is no such field, did you mean {free[near[0]]}?")
     if unknown and request.url.path.startswith("/v2/"):
         raise _refused(unknown[0], f"there is no such field, only {', '.join(known)}")
 
 
 def _refused(key: str, why: str) -> Refused:
-    name = key[:50]
+    name = key[:LONGEST]
     return Refused(422, f"{name}: {why}", field=name)
 
 

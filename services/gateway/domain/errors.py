@@ -90,6 +90,18 @@ class NoChunks(DomainError):
     message = "The project has no chunks that examples could be made of: cut its documents with POST /projects/{project_id}/chunks/generate first"
 
 
+class ExampleUnreadable(DomainError):
+    code = "example_unreadable"
+    message = "The example was refused for its form ({reason}: {why}): it becomes valid when its data is edited"
+    field = "is_valid"
+
+
+class PreviewStays(DomainError):
+    code = "preview_stays"
+    message = "An example of a preview is never trained on: it can't be moved to another split"
+    field = "split"
+
+
 class NoSuccessfulRun(DomainError):
     code = "no_successful_run"
     message = "No successful training run to export"

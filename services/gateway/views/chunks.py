@@ -87,6 +87,6 @@ async def clear(db: asyncpg.Pool) -> None:
     jobs = [row["job_id"] for row in gone]
     async with db.acquire() as session, session.transaction():
         await session.execute("delete from chunks where job_id = any($1)", jobs)
-        await session.execute("delete from example_edits e using examples x where x.id = e.id and x.job_id = any($1)", jobs)
+        await session.execute("delete from example_edits where job_id = any($1)", jobs)
         await session.execute("delete from examples where job_id = any($1)", jobs)
         await session.execute("delete from parts where job_id = any($1)", jobs)

@@ -188,9 +188,9 @@ def _done(kind: str) -> str:
 _SEEN = f"""
 select p.id, p.name, p.description, p.task_type, p.config, p.base_model_id, p.model_info, p.created_at, p.updated_at, p.version,
        (select count(*) from files f where f.project_id = p.id) as file_count,
-       (select coalesce(sum(t.valid), 0) from files f join parts t on t.job_id = f.job_id where f.project_id = p.id and t.state = 'loaded')
-         + case p.generating when '' then 0 else (select coalesce(sum(t.valid), 0) from parts t where t.state = 'loaded' and t.job_id = {_done("generate")}) end
-         - (select count(*) from example_edits e join examples x on x.id = e.id where e.project_id = p.id and e.deleted and x.is_valid) as example_count,
+       (select coalesce(sum(t.count), 0)::bigint from files f join example_totals t on t.job_id = f.job_id where f.project_id = p.id and t.is_valid)
+         + case p.generating when '' then 0
+                else (select coalesce(sum(t.count), 0)::bigint from example_totals t where t.is_valid and t.job_id = {_done("generate")}) end as example_count,
        case p.chunking when '' then 0 else (select coalesce(sum(t.rows), 0) from parts t where t.state = 'loaded' and t.job_id = {_done("chunk")}) end as chunk_count,
        j.shown as last_job_status, r.shown as run_status, i.shown as ingest_status, c.shown as chunking_status, g.shown as generating_status,
        r.created_at > greatest(i.created_at, c.created_at, g.created_at) or coalesce(i.created_at, c.created_at, g.created_at) is null as run_is_newer

@@ -1,11 +1,61 @@
-"""The kinds of rows that people have, told by their keys, and the canonical form of each."""
+"""The kinds of rows that people have, told by their keys, and the canonical form of each: of uploads and of what people write into an example."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from .row import KINDS, Unusable
+import msgspec
+
+from libs.events.storable import why_not_storable
+
+MAX_META = 4 * 1024
+REFUSED_BY_PERSON = "refused_by_person"
+"""The reason of a row that somebody doesn't want, among those that the checks have."""
+QUOTED = "_quoted"
+"""A column of the CSVs that are downloaded: the names of those whose cell has an apostrophe in front, so that no spreadsheet takes it for a formula."""
 
 Fields = dict[str, Any]
+
+KINDS: dict[type, str] = {str: "text", bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object", type(None): "null"}
+
+_encode = msgspec.json.Encoder(order="deterministic").encode
+_TOKEN = re.compile(r"\w+|[^\w\s]")
+
+
+class Unusable(Exception):
+    """Why a row can't be used. Readers hand it on in the row's place, because the rows after it go on."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class Usable(NamedTuple):
+    """A row that can be learned from. Two with the same `content` are the same, whatever else came with them."""
+
+    format: str
+    content: Fields
+    meta: Fields
+
+    @property
+    def data(self) -> Fields:
+        return {**self.content, "meta": self.meta} if self.meta else self.content
+
+
+def checked(row: Fields) -> Usable:
+    """The row in its canonical form, or an Unusable."""
+    usable = Usable(*canonical(row))
+    if why := why_not_storable(usable.data):
+        raise Unusable("not_storable", f"{why}.")
+    if usable.meta and len(_encode(usable.meta)) > MAX_META:
+        raise Unusable("row_too_large", f"'meta', which keeps the fields that are not part of the format, is larger than {MAX_META // 1024} KiB.")
+    return usable
+
+
+def count_tokens(content: Fields) -> int:
+    """An estimate, until the tokenizer of a base model is known."""
+    return len(_TOKEN.findall("\n".join(_texts(content))))
 
 
 def canonical(row: Fields) -> tuple[str, Fields, Fields]:
@@ -189,6 +239,18 @@ def _shown(key: str) -> str:
 
 def _list(names: tuple[str, ...]) -> str:
     return ", ".join(names)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if key != "role":
+                yield from _texts(item)
 
 
 FORMATS = (
