@@ -105,7 +105,10 @@ class Process:
         self.start()
 
     def pause(self) -> None:
+        """None of its threads runs any more when this returns."""
         self.signal(signal.SIGSTOP)
+        if self._popen:
+            os.waitid(os.P_PID, self._popen.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         self.signal(signal.SIGCONT)

@@ -154,8 +154,9 @@ class Chunk(Preparation):
             upcoming.add_done_callback(_heard)
 
     async def _patient(self, step: "asyncio.Future[T]", counting: Counting) -> T:
+        patience = asyncio.timeout(PATIENCE)
         try:
-            async with asyncio.timeout(PATIENCE) as patience:
+            async with patience:
                 return await self.attend(step, done=lambda: self._done, total=self._total)
         except TimeoutError:
             if patience.expired() and not step.done():
