@@ -91,6 +91,6 @@ def _resumed(request: AnyRequest, after: int) -> int:
     if not given:
         return after
     seq = given.partition(".")[0]
-    if not seq.isdigit() or len(seq) > 18:
+    if not seq.isdecimal() or len(seq) > 18:
         raise Refused(422, "Last-Event-ID must be an id of this stream", field="Last-Event-ID")
     return int(seq)
