@@ -21,6 +21,7 @@ BENCHES = {
     "commands": [],
     "around": [],
     "webhooks": [],
+    "examples": [],
     "generation": [],
     "chunking": [],
     "llm": [],

@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from bench.kit import ELSEWHERE, Promises, fresh_servers, in_turns, p50, table
 from infra.embedded import Process, Servers, Settings
 from libs import config
-from libs.events import ChunkInputs, ChunkSpec, File, JobCreated, Origin, PreparationCompleted, story
+from libs.events import ChunkInputs, ChunkSpec, File, JobCreated, Origin, PreparationCompleted, ProjectFilesAdded, story
 from libs.events.log import EventLog, Write
 from libs.runtime import bus
 from libs.storage import Storage
@@ -163,9 +163,10 @@ async def chunked(log: EventLog, storage: Storage, data: bytes, mime_type: str) 
     tenant, job_id = f"b-{uuid.uuid4().hex[:8]}", str(uuid.uuid4())
     claim = await storage.put(f"{tenant}/files", data)
     file = File(file_id="f", filename="f", kind="raw_doc", mime_type=mime_type, size=claim.size, sha256=claim.sha256, key=claim.key)
-    inputs = msgspec.to_builtins(ChunkInputs(project_id="p", files=[file]))
-    job = JobCreated(job_id=job_id, kind="chunk", stages=["preparation"], project_id="p", inputs=inputs, spec=msgspec.to_builtins(ChunkSpec()))
-    await log.append([Write(events=[job], after=0)], origin=Origin(tenant=tenant, actor="bench"))
+    inputs, spec = msgspec.to_builtins(ChunkInputs(project_id="p")), msgspec.to_builtins(ChunkSpec())
+    job = JobCreated(job_id=job_id, kind="chunk", stages=["preparation"], project_id="p", inputs=inputs, spec=spec)
+    uploaded = ProjectFilesAdded(project_id="p", files=[file])
+    await log.append([Write(events=[uploaded], after=0), Write(events=[job], after=0)], origin=Origin(tenant=tenant, actor="bench"))
     while True:
         last = (await log.read(story(tenant, job_id)))[-1]
         if isinstance(last.event, PreparationCompleted):

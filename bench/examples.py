@@ -78,7 +78,7 @@ async def measure(address: str, rounds: int, requests: int) -> int:
             ratio = p50(taken["many"]) / p50(taken["few"])
             printed.append((name, ms(p50(taken["few"])), ms(p99(taken["few"])), ms(p50(taken["many"])), ms(p99(taken["many"])), f"{ratio:.2f}x"))
             if limit:
-                promises.at_most(f"{name}, p50", ratio, limit, of=f"of {FEW:,} examples")
+                promises.at_most(f"{name}, p50", ratio, limit, of="the same of the few")
     table(("50 examples", f"p50 of {FEW:,}", "p99", f"p50 of {MANY:,}", "p99", "ratio"), printed)
     return promises.exit_code()
 

@@ -5,8 +5,6 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from .projects import File
-
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
     """An ingest job whose rows are wanted."""
@@ -67,10 +65,9 @@ class ExportInputs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ChunkInputs(msgspec.Struct, frozen=True, kw_only=True):
-    """The chunk job reads these documents, in this order."""
+    """The chunk job reads the documents that the project has when it is created: the log says which."""
 
     project_id: str
-    files: list[File]
 
 
 class ChunkSpec(msgspec.Struct, frozen=True, kw_only=True):

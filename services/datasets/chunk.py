@@ -13,7 +13,7 @@ from typing import IO, Any, TypeVar
 import msgspec
 import prometheus_client
 
-from libs.events import ChunkInputs, ChunkSpec, File, PreparationCompleted, PreparationProduced
+from libs.events import ChunkInputs, ChunkSpec, File, PreparationCompleted, PreparationProduced, ProjectFileDeleted, ProjectFilesAdded, decode
 from libs.storage import Missing
 
 from . import base_tokenizer, chunking
@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
+DOCUMENT = "raw_doc"
+"""The kind of files that are read here."""
 NOTES = 50
 """Most that are told."""
 NAMED = 1_000
@@ -76,25 +78,37 @@ class Chunk(Preparation):
 
     async def prepare(self) -> None:
         inputs, spec = msgspec.convert(self.job.inputs, ChunkInputs), msgspec.convert(self.job.spec, ChunkSpec)
-        self._total, self._before, self._done = sum(file.size for file in inputs.files), 0, 0
+        files = await self._documents(inputs.project_id)
+        self._total, self._before, self._done = sum(file.size for file in files), 0, 0
         self._packing, self._made = Packing(), 0
         self._refused: dict[str, Refusal] = {}
         self._notes: list[str] = []
         await self.begin()
         found = await self._watch(self._in_thread(partial(base_tokenizer.find, spec.base_model, spec.revision, self.settings)))
         self._note(found.note)
-        for file in inputs.files:
+        for file in files:
             await self._divide(file, found.counting, spec)
             self._before += file.size
-        for part in self._packing.rest():
-            await self._produce(part)
         if len(self.parts) != self._packing.made:
             raise Drifted(self.job_id)
         if not self._made:
-            raise _nothing(inputs.files, self._refused)
+            raise _nothing(files, self._refused)
         await self.append(self._completed(found.counting))
         _chunks.inc(self._made)
         log.info("chunks made", extra={"job": self.job_id, "chunks": self._made, "refused": len(self._refused), "tokenizer": found.counting.name})
+
+    async def _documents(self, project_id: str) -> list[File]:
+        """Those that the project had when the job was created, in the order in which they came."""
+        found: dict[str, File] = {}
+        async for raw in self.log.scan_to(f"ev.{self.tenant}.project.*.{project_id}", last=self.position):
+            match decode(raw.data, seq=raw.seq, subject=raw.subject).event:
+                case ProjectFilesAdded(files=files):
+                    found |= {file.file_id: file for file in files if file.kind == DOCUMENT}
+                case ProjectFileDeleted(file_id=gone):
+                    found.pop(gone, None)
+                case _:
+                    continue
+        return list(found.values())
 
     async def _divide(self, file: File, counting: Counting, spec: ChunkSpec) -> None:
         with TemporaryFile() as raw, TemporaryFile() as spool:  # without names: they are gone with this process, however that ends
@@ -147,7 +161,9 @@ class Chunk(Preparation):
         try:
             while part := await self._patient(upcoming, counting):
                 upcoming = self._step(partial(_following, parts, counting))
-                await self._produce(part)
+                await self._produce(part, file)
+            for part in self._packing.rest():  # none holds two documents: one of them may be deleted
+                await self._produce(part, file)
         finally:
             left.set()
             await asyncio.wait({upcoming}, timeout=LEAVING)  # nobody closes the file under it
@@ -174,11 +190,11 @@ class Chunk(Preparation):
         )
         return _encode(line) + b"\n"
 
-    async def _produce(self, part: Part) -> None:
+    async def _produce(self, part: Part, file: File) -> None:
         """Stored before it is told, once."""
         if part.number not in self.parts:
             content = await self.storage.put(f"{self.tenant}/{self.job_id}", part.content)
-            produced = PreparationProduced(job_id=self.job_id, part=part.number, content=content, rows=part.rows, valid=part.rows)
+            produced = PreparationProduced(job_id=self.job_id, part=part.number, content=content, rows=part.rows, valid=part.rows, file_id=file.file_id)
             await self.append(produced, there=lambda: part.number in self.parts)
         if self.parts[part.number].sha256 != hashlib.sha256(part.content).hexdigest():
             raise Drifted(self.job_id)

@@ -23,6 +23,10 @@ class Attempts:
         self._now = now
         self._full_at: dict[tuple[str, str], float] = {}
 
+    def allow(self, *, address: str) -> bool:
+        """Whether there is room for one more."""
+        return self._wait(("address", address), self._now()) <= 0
+
     def check(self, *, address: str, name: str = "") -> None:
         """Raises TooMany when one more would be."""
         now = self._now()

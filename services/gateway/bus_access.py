@@ -202,10 +202,9 @@ class Doorkeeper:
             log.warning("bus: an answer could not be sent: %s", error)
 
     async def _judged(self, asked: Asked) -> dict[str, Any]:
-        """What the consumer may do. Only failures count against an address: a hundred honest ones may share it."""
+        """What the consumer may do. Only failures count against an address, and never shut out the honest ones behind it: after too many the log is asked no more."""
         user, address = asked.connect_opts.user, asked.client_info.host
-        self._attempts.check(address=address)
-        found = (await asyncio.wait_for(self._good([user]), PATIENCE)).get(user)
+        found = (await asyncio.wait_for(self._good([user], newer=self._attempts.allow(address=address)), PATIENCE)).get(user)
         if found is None or not hmac.compare_digest(_sha256(asked.connect_opts.password), found.sha256):
             self._attempts.count(address=address)
             raise Denied
@@ -256,15 +255,15 @@ class Doorkeeper:
             raise Unavailable("no server of the bus tells who is connected")
         return answers
 
-    async def _good(self, names: Iterable[str]) -> dict[str, Credential]:
-        """Of these users of the bus those that may be on it now, with what lets them in."""
+    async def _good(self, names: Iterable[str], *, newer: bool = True) -> dict[str, Credential]:
+        """Of these users of the bus those that may be on it now, with what lets them in. `newer`: also those that only the log knows."""
         parted = {name: parts for name in names if (parts := _parts(name)) and (self._local or parts[0] != LOCAL.id)}
         rows = {row.id: row for row in await bus.good(self._db, [id for _, id in parted.values()])} if parted else {}
         good: dict[str, Credential] = {}
         for name, (user_id, id) in parted.items():
             if (row := rows.get(id)) is None:
-                if newer := await self._newer(user_id, id):
-                    good[name] = newer
+                if newer and (credential := await self._newer(user_id, id)):
+                    good[name] = credential
             elif row.user_id == user_id:
                 good[name] = Credential(workspace=row.workspace, name=row.name, sha256=row.sha256, created_at=row.created_at)
         return good

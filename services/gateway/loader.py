@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from typing import Any
 
 import asyncpg
@@ -20,6 +21,9 @@ log = logging.getLogger(__name__)
 LEASE = "loader"
 LARGEST = 8 * 1024 * 1024
 """Bytes of one part in memory: a service that wrote more than the promised 4 MB is refused well before it hurts."""
+
+SHARE, LONGEST_PAUSE = 0.05, 60.0
+"""Of the time that may go into looking for what is outdated, which takes longer the more jobs there ever were; and seconds between two looks."""
 
 _loaded = Counter("trainyard_loaded_rows_total", "Rows of parts copied into the views by this process")
 
@@ -86,6 +90,7 @@ class Loader:
         self._storage = storage
         self._progress = progress
         self._holder = holder
+        self._clear_at = 0.0
 
     async def run(self) -> None:
         """Until cancelled. Outages are waited out; only a part that is broken itself is given up."""
@@ -105,7 +110,12 @@ class Loader:
         while await load_next(self._db, self._storage):
             if not await leases.hold(self._db, LEASE, self._holder):
                 return
-        await chunks.clear(self._db)
+        if (started := time.monotonic()) >= self._clear_at:
+            try:
+                await chunks.clear(self._db)
+            finally:
+                ended = time.monotonic()
+                self._clear_at = ended + min((ended - started) / SHARE, LONGEST_PAUSE)
 
 
 async def load_next(db: asyncpg.Pool, storage: Storage) -> bool:

@@ -41,8 +41,7 @@ class Pen:
             if of_training(recorded) and recorded.seq > self.story.guard and recorded.event:
                 self._found.append(recorded.event)
             self.story.tell(recorded)
-        if self.story.ended or 0 < self.attempt < self.story.attempt != self._starting:
-            raise Over
+        self._check()
         if self.story.cancel_requested:
             self._signals.ask_cancel()
 
@@ -71,10 +70,15 @@ class Pen:
         """Waits for a log that is away."""
         await self._append(event)
 
+    def _check(self) -> None:
+        if self.story.ended or 0 < self.attempt < self.story.attempt != self._starting:
+            raise Over
+
     async def _append(self, event: Event, *, as_read: bool = False) -> None:
         async with self._turn:
             self._found.clear()
             while True:
+                self._check()  # a look of somebody else here may have moved the guard past the fact that says so
                 guard = self.story.guard
                 try:
                     (recorded,) = await self._log.append([Write(events=[event], after=guard)], origin=self._origin())

@@ -15,7 +15,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from infra.embedded import Servers
 from libs.config import Datasets
-from libs.events import File, JobCreated, Origin, PreparationCompleted, PreparationFailed, PreparationProduced, Recorded
+from libs.events import File, JobCreated, Origin, PreparationCompleted, PreparationFailed, PreparationProduced, ProjectFilesAdded, Recorded
 from libs.events.log import EventLog, Write
 from libs.runtime.broker import OUTAGES, HandedOver
 from libs.storage import Storage, StorageDown
@@ -39,17 +39,26 @@ Documents = Mapping[str, tuple[bytes, str]]
 
 
 async def asked(storage: Storage, log: EventLog, origin: Origin, documents: Documents, *, gone: str = "", **spec: Any) -> Recorded:
-    """The fact that the gateway appends once somebody asks for chunks."""
+    """What the gateway appends when somebody has uploaded documents and asks for chunks."""
     files: list[File] = []
     for name, (data, mime_type) in documents.items():
         claim = await storage.put(f"{origin.tenant}/files", data)
         key = f"{origin.tenant}/files/{'0' * 64}" if name == gone else claim.key
         file_id = str(uuid.uuid5(uuid.NAMESPACE_URL, name))
         files.append(File(file_id=file_id, filename=name, kind="raw_doc", mime_type=mime_type, size=claim.size, sha256=claim.sha256, key=key))
-    inputs = {"project_id": "p", "files": msgspec.to_builtins(files)}
-    job = JobCreated(job_id=str(uuid.uuid4()), kind="chunk", stages=["preparation"], project_id="p", inputs=inputs, spec=spec)
+    project = str(uuid.uuid4())
+    if files:
+        await log.append([Write(events=[ProjectFilesAdded(project_id=project, files=files)], after=0)], origin=origin)
+    job = JobCreated(job_id=str(uuid.uuid4()), kind="chunk", stages=["preparation"], project_id=project, inputs={"project_id": project}, spec=spec)
     (created,) = await log.append([Write(events=[job], after=0)], origin=origin)
     return created
+
+
+async def uploaded(log: EventLog, created: Recorded) -> list[File]:
+    assert isinstance(created.event, JobCreated)
+    (added,) = await log.read(f"ev.{created.tenant}.project.files_added.{created.event.project_id}")
+    assert isinstance(added.event, ProjectFilesAdded)
+    return added.event.files
 
 
 async def lines(log: EventLog, storage: Storage, created: Recorded) -> list[Chunk]:
@@ -115,7 +124,7 @@ async def test_documents_become_chunks_with_their_pages_and_headings(service: Pr
     assert by_file["letter.docx"][0].content == "Letter\n\nDear reader."
     assert by_file["note.txt"][0].content == "Une note."
     assert max(chunk.tokens for chunk in found) <= 32
-    assert end == PreparationCompleted(job_id=job_id(created), parts=1, rows=8, valid=8, tokenizer=ESTIMATE)
+    assert end == PreparationCompleted(job_id=job_id(created), parts=4, rows=8, valid=8, tokenizer=ESTIMATE)
 
 
 async def test_bad_documents_among_good_ones_are_left_out_and_told(service: Preparations, storage: Storage, log: EventLog, origin: Origin):
@@ -168,7 +177,7 @@ async def test_without_documents_the_job_fails(service: Preparations, storage: S
 async def test_a_document_that_was_changed_is_left_out(service: Preparations, place: Servers, storage: Storage, log: EventLog, origin: Origin):
     created = await asked(storage, log, origin, {"a.txt": (b"Good.", TEXT), "b.txt": (b"Another.", TEXT)})
     assert isinstance(created.event, JobCreated)
-    (place.store.root / place.store.bucket / created.event.inputs["files"][1]["key"]).write_text("Changed.")
+    (place.store.root / place.store.bucket / (await uploaded(log, created))[1].key).write_text("Changed.")
 
     await service.prepare(created)
 

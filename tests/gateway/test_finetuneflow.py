@@ -218,6 +218,22 @@ async def test_another_body_under_a_used_key_is_refused(api: httpx.AsyncClient):
     assert (other.status_code, other.json()["error_code"]) == (422, "IDEMPOTENCY_KEY_REUSED")
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("chunks/generate", {"chunk_size_tokens": 64}), ("dataset/generate", {"num_examples_target": 5}), ("dataset/preview", {"num_examples": 5})],
+)
+async def test_a_repeated_start_of_work_gives_its_job_and_another_body_is_refused(api: httpx.AsyncClient, project: str, path: str, body: dict[str, int]):
+    await send_form(api, project, text_part("kind", b"raw_doc"), file_part("notes.md", b"# Notes\n\nSome words, and more.\n"))
+    if path != "chunks/generate":
+        await api.post(f"/projects/{project}/chunks/generate")
+    key = {"Idempotency-Key": str(uuid4())}
+
+    first, again, other = [await api.post(f"/projects/{project}/{path}", json=sent, headers=key) for sent in ({}, {}, body)]
+
+    assert (again.status_code, again.json()) == (202, first.json())
+    assert (other.status_code, other.json()["error_code"]) == (422, "IDEMPOTENCY_KEY_REUSED")
+
+
 async def test_twenty_repeats_at_once_make_one_project(api: httpx.AsyncClient):
     key = {"Idempotency-Key": str(uuid4())}
 
@@ -738,7 +754,10 @@ OPERATIONS = [
     ("GET", "/jobs/{}"),
     ("POST", "/jobs/{}/cancel"),
     ("GET", "/projects/{}/dataset/examples"),
+    ("GET", "/projects/{}/dataset/examples/{}"),
+    ("PATCH", "/projects/{}/dataset/examples/{}"),
     ("DELETE", "/projects/{}/dataset/examples/{}"),
+    ("GET", "/projects/{}/dataset/download"),
     ("GET", "/projects/{}/dataset/stats"),
     ("GET", "/projects/{}/train/status"),
     ("GET", "/projects/{}/train/logs/stream"),

@@ -1,11 +1,10 @@
-"""The rules of jobs and examples, and what a job's story means."""
+"""The rules of jobs, and what a job's story means."""
 
 import pytest
 
 from libs.events import (
     Claim,
     Event,
-    ExampleDeleted,
     ExportCancelled,
     ExportCompleted,
     ExportFailed,
@@ -26,9 +25,7 @@ from libs.events import (
     TrainingProgressed,
     TrainingStarted,
 )
-from services.gateway.domain import example
 from services.gateway.domain.errors import JobEnded, NotFound
-from services.gateway.domain.example import DeleteExample, Example
 from services.gateway.domain.jobs import CancelJob, Status, decide, evolve, run_id
 from tests.kit.given import given
 
@@ -103,14 +100,3 @@ def test_a_job_that_has_ended_otherwise_is_not_cancelled(end: Event):
 def test_a_job_that_is_not_there_is_not_cancelled():
     with pytest.raises(NotFound):
         decide(None, CancelJob(job_id="j"))
-
-
-def test_an_example_is_deleted_once():
-    delete = DeleteExample(project_id="p", example_id="e")
-    deleted = ExampleDeleted(project_id="p", example_id="e")
-
-    assert example.decide(Example(id="e"), delete) == [deleted]
-    with pytest.raises(NotFound):
-        example.decide(given(example.evolve, deleted), delete)
-    with pytest.raises(NotFound):
-        example.decide(None, delete)

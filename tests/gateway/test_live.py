@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -247,6 +248,13 @@ async def test_last_event_id_resumes_over_http(api: httpx.AsyncClient):
 
     assert ids == [event["seq"] for event in listed["events"][1:]]
     assert stream.headers["cache-control"] == "no-cache"
+
+
+@pytest.mark.parametrize("id", [b"seven", b"-1", b"9" * 19, "²".encode("latin-1")])
+async def test_what_was_never_an_id_of_the_stream_is_refused(api: httpx.AsyncClient, id: bytes):
+    given: Any = {**LIVE, "Last-Event-ID": id}
+
+    assert (await api.get("/v2/events", headers=given)).status_code == 422
 
 
 async def test_pages_of_events_follow_each_other(api: httpx.AsyncClient):

@@ -1,6 +1,9 @@
 """Rows of parts come into the views, or it is said why they don't."""
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from nats.aio.client import Client
@@ -9,8 +12,10 @@ from infra.embedded import Servers
 from libs.events import Claim, Event, File, JobCreated, PreparationCompleted, PreparationProduced, ProjectCreated, ProjectFilesAdded
 from libs.events.log import Write
 from libs.runtime import bus as runtime
+from services.gateway import loader
 from services.gateway.loader import load_next
 from services.gateway.views import jobs
+from services.gateway.views.progress import Progress
 from tests.kit.servers import bus_alone
 from tests.kit.views import ORIGIN, World, running, world
 
@@ -61,3 +66,30 @@ async def test_a_job_whose_rows_can_not_be_read_shows_as_failed_and_says_why(her
     assert job.shown == "failed"
     assert job.error
     assert "upload it again" in job.error
+
+
+@pytest.mark.parametrize("error", [None, TimeoutError])
+async def test_looking_for_what_is_outdated_takes_a_small_share_of_the_time(monkeypatch: pytest.MonkeyPatch, error: type[Exception] | None):
+    """However many jobs there ever were, and also while it fails."""
+    now, looked = 0.0, 0
+
+    async def clear(_: object) -> None:
+        nonlocal now, looked
+        now, looked = now + 0.4, looked + 1
+        if error:
+            raise error
+
+    async def nothing(*_: object) -> bool:
+        return False
+
+    monkeypatch.setattr(loader, "load_next", nothing)
+    monkeypatch.setattr(loader.chunks, "clear", clear)
+    monkeypatch.setattr(loader, "time", SimpleNamespace(monotonic=lambda: now))
+    of_one_gateway = loader.Loader(cast("Any", None), cast("Any", None), Progress(), holder="me")
+
+    while now < 100:
+        with suppress(TimeoutError):
+            await of_one_gateway._load_all()  # as often as something is produced, and every second
+        now += 1
+
+    assert 8 <= looked <= 12

@@ -15,6 +15,8 @@ from libs.events import (
     CreditReserved,
     Event,
     ExampleDeleted,
+    ExampleEdited,
+    ExampleMarked,
     ExportCancelled,
     ExportCompleted,
     ExportedFile,
@@ -104,7 +106,17 @@ async def _life(rng: random.Random, storage: Storage) -> AsyncIterator[list[Even
             gone = files.pop(rng.randrange(len(files)))
             yield [ProjectFileDeleted(project_id=project, file_id=gone.file_id, key=gone.key, job_id=gone.job_id)]
         if files and rng.random() < 0.5:
-            yield [ExampleDeleted(project_id=project, example_id=_row_id(rng.choice(files).job_id, rng.randrange(5)))]
+            job = rng.choice(files).job_id
+            whose = {"project_id": project, "example_id": _row_id(job, rng.randrange(5)), "job_id": job}
+            yield [
+                rng.choice(
+                    [
+                        ExampleDeleted(**whose),
+                        ExampleMarked(**whose, is_valid=False, message="é"),
+                        ExampleEdited(**whose, format="text", data={"text": "𝄞"}, tokens=1, split="eval"),
+                    ]
+                )
+            ]
     works: list[str] = []
     payer, balance = _id(rng), 100
     yield [CreditGranted(user_id=payer, grant_id=_id(rng), amount=balance, balance=balance, reason="é")]

@@ -258,6 +258,22 @@ async def test_of_two_who_begin_the_same_attempt_the_second_lets_go(log: EventLo
         await ours.begin(TrainingStarted(job_id=job.id, attempt=2, worker="ours"))
 
 
+async def test_who_was_overtaken_writes_nothing_although_another_of_his_tasks_has_read_it(log: EventLog, job: Job):
+    """He slept; his heartbeat reads of the other's attempt first, and a checkpoint of his is just then on its way into the log."""
+    await job.create(steps=1)
+    ours = await pen_of(log, job)
+    await ours.begin(TrainingStarted(job_id=job.id, attempt=1, worker="ours"))
+    other = await pen_of(log, job)
+    await other.begin(TrainingStarted(job_id=job.id, attempt=2, worker="other"))
+    with pytest.raises(Over):
+        await ours.look()
+
+    with pytest.raises(Over):
+        await ours.append(TrainingProgressed(job_id=job.id, attempt=1, step=1, total_steps=1, epoch=1.0, metrics={}))
+
+    assert await job.of(TrainingProgressed) == []
+
+
 async def test_who_has_a_lease_but_an_old_story_reads_on_and_begins_anew(log: EventLog, job: Job):
     await job.create(steps=1)
     ours, other = await pen_of(log, job), await pen_of(log, job)

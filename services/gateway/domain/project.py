@@ -343,11 +343,10 @@ def _chunk(project: Project, command: ChunkDocuments) -> list[Event]:
         return []  # the same request again
     if project.chunking in project.active_jobs:
         raise ChunkingAlreadyRunning(job_id=project.chunking)
-    documents = [file for file in project.files.values() if file.kind == DOCUMENT]
-    if not documents:
+    if all(file.kind != DOCUMENT for file in project.files.values()):
         raise NoDocuments(project_id=project.id)
     spec = ChunkSpec(chunk_size_tokens=command.size, chunk_overlap_tokens=command.overlap, base_model=project.base_model_id, revision=project.revision)
-    return _work(project, command.job_id, CHUNK, ChunkInputs(project_id=project.id, files=documents), spec, command.request)
+    return _work(project, command.job_id, CHUNK, ChunkInputs(project_id=project.id), spec, command.request)
 
 
 def _generate(project: Project, command: GenerateExamples) -> list[Event]:

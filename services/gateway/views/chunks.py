@@ -82,11 +82,7 @@ async def clear(db: asyncpg.Pool) -> None:
     gone = await db.fetch(
         f"""select distinct p.job_id from parts p join jobs j on j.id = p.job_id where j.status in ('succeeded', 'failed', 'cancelled') and {OUTDATED}"""
     )
-    if not gone:
-        return
-    jobs = [row["job_id"] for row in gone]
-    async with db.acquire() as session, session.transaction():
-        await session.execute("delete from chunks where job_id = any($1)", jobs)
-        await session.execute("delete from example_edits where job_id = any($1)", jobs)
-        await session.execute("delete from examples where job_id = any($1)", jobs)
-        await session.execute("delete from parts where job_id = any($1)", jobs)
+    for row in gone:  # a job at a time: whoever else writes examples waits for it
+        async with db.acquire() as session, session.transaction():
+            for table in ("chunks", "example_edits", "examples", "parts"):
+                await session.execute(f"delete from {table} where job_id = $1", row["job_id"])

@@ -73,7 +73,7 @@ def _data(recorded: Recorded, dataset_id: str) -> dict[str, Any]:
 def retry_after(header: str, now: datetime) -> float:
     """Seconds, from either form that HTTP has; 0 when it says nothing that can be understood."""
     text = header.strip()
-    if text.isdigit():
+    if text.isdecimal():
         return float(text[:9])
     try:
         at = datetime.strptime(text, "%a, %d %b %Y %H:%M:%S GMT").replace(tzinfo=UTC)

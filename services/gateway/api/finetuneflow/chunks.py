@@ -10,10 +10,12 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody, QueryParameter
 from msgspec import Meta
 
+from libs.events.log import EventLog
+from services.gateway.api.finetuneflow.jobs import as_asked
 from services.gateway.api.finetuneflow.projects import known
 from services.gateway.api.finetuneflow.words import Queued, stamp
 from services.gateway.api.problems import Refused
-from services.gateway.api.requests import AnyRequest, Limit, Offset, answered, fingerprint, new_id, origin
+from services.gateway.api.requests import AnyRequest, Limit, Offset, answered, fingerprint, new_id, origin, tenant
 from services.gateway.commands import Commands
 from services.gateway.domain.project import ChunkDocuments
 from services.gateway.views import chunks
@@ -44,7 +46,11 @@ class ChunkPage(msgspec.Struct, kw_only=True):
 
 @post("/projects/{project_id:uuid}/chunks/generate", status_code=202, summary="Cut the project's documents into chunks")
 async def cut(
-    request: AnyRequest, project_id: FromPath[UUID], commands: NamedDependency[Commands], data: JSONBody[ChunksAsked | None] = None
+    request: AnyRequest,
+    project_id: FromPath[UUID],
+    commands: NamedDependency[Commands],
+    log: NamedDependency[EventLog],
+    data: JSONBody[ChunksAsked | None] = None,
 ) -> Response[Queued]:
     """At headings and sentences where it can be, counted in tokens of the project's base model. The chunks before stay until the new ones are there."""
     asked = data or ChunksAsked()
@@ -55,6 +61,8 @@ async def cut(
         raise Refused(422, message, field="chunk_overlap_tokens")
     command = ChunkDocuments(project_id=str(project_id), job_id=new_id(request), size=size, overlap=overlap, request=fingerprint(asked))
     outcome = await commands.run(command, origin=origin(request))
+    if not outcome.events:
+        await as_asked(log, tenant(request), command.job_id, command.request)
     return answered(outcome, Queued(job_id=command.job_id, message="Chunking job enqueued"), status=202)
 
 

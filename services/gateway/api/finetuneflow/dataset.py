@@ -116,7 +116,7 @@ async def list_examples(
     if any(text and "\0" in text for text in (reason, q)):
         raise Refused(400, "The character NUL is in no example")
     try:
-        async with db.acquire() as session, session.transaction(isolation="repeatable_read", readonly=True):
+        async with examples.looking(db) as session:
             dataset = await examples.dataset(session, id)
             rows = await examples.page(session, id, dataset, wanted, limit=limit, offset=offset)
             complete = 0 < len(rows) < limit or (not rows and offset == 0)
@@ -185,7 +185,7 @@ async def dataset_stats(
     offset: Offset = 0,
 ) -> DatasetStats:
     id = await known(request, project_id, db, commands)
-    async with db.acquire() as session, session.transaction(isolation="repeatable_read", readonly=True):
+    async with examples.looking(db) as session:
         dataset = await examples.dataset(session, id)
         lengths = await examples.lengths(session, dataset)
         refused = await examples.page(session, id, dataset, Wanted(is_valid=False), limit=limit, offset=offset)

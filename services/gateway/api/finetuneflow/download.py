@@ -100,7 +100,11 @@ async def _pieces(db: asyncpg.Pool, project_id: str, dataset: Dataset, wanted: W
     """Page behind page and not by a cursor: whoever reads slowly would hold a connection and a transaction for as long."""
     pinned = msgspec.structs.replace(dataset, hidden=True)
     after, held = (0, -1), way.head
-    while rows := await examples.behind(db, project_id, pinned, wanted, after=after, most_rows=ROWS, most_bytes=BYTES):
+    while True:
+        async with examples.looking(db) as session:
+            rows = await examples.behind(session, project_id, pinned, wanted, after=after, most_rows=ROWS, most_bytes=BYTES)
+        if not rows:
+            break
         after = (rows[-1].position, rows[-1].row)
         yield held + b"".join(way.tell(row.data) for row in rows)
         held = b""

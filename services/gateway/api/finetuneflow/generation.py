@@ -9,8 +9,10 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
 from msgspec import Meta
 
+from libs.events.log import EventLog
+from services.gateway.api.finetuneflow.jobs import as_asked
 from services.gateway.api.finetuneflow.words import Queued
-from services.gateway.api.requests import AnyRequest, answered, fingerprint, new_id, origin
+from services.gateway.api.requests import AnyRequest, answered, fingerprint, new_id, origin, tenant
 from services.gateway.commands import Commands
 from services.gateway.domain.project import GenerateExamples
 
@@ -32,7 +34,11 @@ class ExamplesAsked(msgspec.Struct, kw_only=True):
 
 @post("/projects/{project_id:uuid}/dataset/preview", status_code=202, summary="Make a few examples to look at")
 async def preview(
-    request: AnyRequest, project_id: FromPath[UUID], commands: NamedDependency[Commands], data: JSONBody[PreviewAsked | None] = None
+    request: AnyRequest,
+    project_id: FromPath[UUID],
+    commands: NamedDependency[Commands],
+    log: NamedDependency[EventLog],
+    data: JSONBody[PreviewAsked | None] = None,
 ) -> Response[Queued]:
     """Spread over the documents, in the split `preview`, which is never trained on."""
     asked = data or PreviewAsked()
@@ -45,12 +51,18 @@ async def preview(
         request=fingerprint(asked),
     )
     outcome = await commands.run(command, origin=origin(request))
+    if not outcome.events:
+        await as_asked(log, tenant(request), command.job_id, command.request)
     return answered(outcome, Queued(job_id=command.job_id, message="Dataset preview job enqueued"), status=202)
 
 
 @post("/projects/{project_id:uuid}/dataset/generate", status_code=202, summary="Make the data set out of the project's chunks")
 async def generate(
-    request: AnyRequest, project_id: FromPath[UUID], commands: NamedDependency[Commands], data: JSONBody[ExamplesAsked | None] = None
+    request: AnyRequest,
+    project_id: FromPath[UUID],
+    commands: NamedDependency[Commands],
+    log: NamedDependency[EventLog],
+    data: JSONBody[ExamplesAsked | None] = None,
 ) -> Response[Queued]:
     """By the configured LLM endpoint; without one by the built-in generator, out of the text itself. Chunks that are still being cut are waited for."""
     asked = data or ExamplesAsked()
@@ -64,6 +76,8 @@ async def generate(
         request=fingerprint(asked),
     )
     outcome = await commands.run(command, origin=origin(request))
+    if not outcome.events:
+        await as_asked(log, tenant(request), command.job_id, command.request)
     return answered(outcome, Queued(job_id=command.job_id, message="Dataset generation job enqueued"), status=202)
 
 

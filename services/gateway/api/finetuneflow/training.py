@@ -14,16 +14,17 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
 
 from libs.config import Gateway
-from libs.events import Address, FineTune, JobCreated, decode
+from libs.events import FineTune, JobCreated, decode
 from libs.events.log import EventLog
 from services.gateway.api.charges import starter
+from services.gateway.api.finetuneflow.jobs import as_asked
 from services.gateway.api.finetuneflow.projects import known
 from services.gateway.api.finetuneflow.words import STATUS, progress, stamp_or_none
 from services.gateway.api.problems import Refused, with_choices
 from services.gateway.api.requests import AnyRequest, answered, fingerprint, new_id, origin, tenant
 from services.gateway.commands import Commands
 from services.gateway.domain import jobs
-from services.gateway.domain.errors import IdempotencyKeyReused, JobEnded, NotFound
+from services.gateway.domain.errors import JobEnded, NotFound
 from services.gateway.domain.jobs import CancelJob, Job, Status, run_id
 from services.gateway.domain.project import Project, StartTraining
 from services.gateway.live import Live
@@ -133,9 +134,7 @@ async def start_training(
         starter=starter(request, settings, "finetuneflow"),
     )
     outcome = await commands.run(command, origin=origin(request))
-    created = await _created(log, tenant(request), job_id)
-    if created.request != request_:
-        raise IdempotencyKeyReused(id=job_id)
+    created = await as_asked(log, tenant(request), job_id, request_)
     return answered(outcome, _queued(created, data.hyperparams), status=202)
 
 
@@ -198,13 +197,6 @@ def _unknown(name: str) -> str:
     near = get_close_matches(name, [*HYPERPARAMS, *SYNONYMS], n=1)
     meant = f", did you mean {near[0]}?" if near else "."
     return f"no such hyperparameter{meant} There are {', '.join(HYPERPARAMS)}"
-
-
-async def _created(log: EventLog, tenant: str, job_id: str) -> JobCreated:
-    """As the log has it: of a repeated request it is what the first one made."""
-    (fact,) = await log.read(Address(tenant=tenant, category="job", key=(job_id,)).under("created"))
-    assert isinstance(fact.event, JobCreated)
-    return fact.event
 
 
 def _queued(created: JobCreated, given: dict[str, Any]) -> TrainQueued:
