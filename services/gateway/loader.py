@@ -165,15 +165,21 @@ async def _write(session: Any, part: asyncpg.Record, records: list[Line] | list[
         await session.execute("delete from parts where id = $1", part["id"])
         return
     if not error:
-        table, columns = ("chunks", CHUNKS) if part["kind"] == CHUNK else ("examples", EXAMPLES)
         rows = [row for line in records if (row := _row(part, line, made_from))]
-        await session.execute("select alone_with_examples(array[$1])", part["project_id"])
-        await session.copy_records_to_table(table, columns=columns, records=rows)
-        await session.execute(
-            "select overlay_examples(array(select id from example_edits where project_id = $1 and id = any($2)))", part["project_id"], [row[0] for row in rows]
-        )
+        if part["kind"] == CHUNK:
+            await session.copy_records_to_table("chunks", columns=CHUNKS, records=rows)
+        else:
+            await _add_examples(session, part["project_id"], rows)
         _loaded.inc(len(rows))
     await session.execute("update parts set state = $2 where id = $1", part["id"], "broken" if error else "loaded")
+
+
+async def _add_examples(session: Any, project_id: str, rows: list[tuple[Any, ...]]) -> None:
+    """With what people did to them, also where that was told before: after a rebuild, or when the views were far behind."""
+    await session.execute("select alone_with_examples(array[$1])", project_id)
+    await session.copy_records_to_table("examples", columns=EXAMPLES, records=rows)
+    edited = "select id from example_edits where project_id = $1 and id = any($2)"
+    await session.execute(f"select overlay_examples(array({edited}))", project_id, [row[0] for row in rows])
 
 
 _MADE_FROM = "select id from files where case when $3 = 'ingest' then job_id = $1 else project_id = $2 end for share"

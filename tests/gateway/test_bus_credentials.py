@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import hashlib
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import nats
@@ -30,6 +32,7 @@ from services.gateway.app import app_version
 from services.gateway.bus_access import addresses
 from services.gateway.domain.bus import MOST, CreateCredential, RevokeCredential, decide, evolve
 from services.gateway.domain.errors import NotFound, TooManyBusCredentials
+from services.gateway.views.database import pool
 from tests.kit.eventually import eventually
 from tests.kit.gateway import client, running
 from tests.kit.given import given
@@ -237,6 +240,22 @@ async def test_a_revoked_credential_is_cut_off_and_is_listed_no_more(door: httpx
         assert [found["name"] for found in listed] == ["kept"]
         assert listed[0] == {name: value for name, value in kept.items() if name != "password"}
         assert (await door.delete(f"/v2/bus-credentials/{revoked['id']}", headers=ann.headers)).status_code == 404
+
+
+async def test_a_credential_that_is_made_while_its_user_is_deleted_opens_nothing(door: httpx.AsyncClient, servers: Servers, infra_nc: Client):
+    """Another gateway may believe a token for two seconds more, and a credential has no guard in common with its user."""
+    ann, bob = await registered(door), await registered(door)
+    assert (await door.delete(f"/v2/users/{ann.id}", headers=ann.headers)).status_code == 204
+    id, somebodys = str(uuid4()), await made(door, bob)
+    late = BusCredentialCreated(user_id=ann.id, credential_id=id, workspace=ann.id, name="", password_sha256=hashlib.sha256(b"late").hexdigest())
+    await EventLog(infra_nc, source="/tests").append([Write(events=[late], after=0)], origin=Origin(tenant=ann.id))
+    db = await pool(servers.database_url, size=2)
+    try:
+        await eventually(lambda: db.fetchval("select true from bus_credentials where id = $1", id))
+    finally:
+        await db.close()
+
+    await denied({**somebodys, "user": f"{ann.id}.{id}", "password": "late"})
 
 
 async def test_the_docs_program_tells_each_fact_once_and_in_order_also_when_it_was_cut_off(

@@ -240,6 +240,20 @@ async def test_side_by_side_nobody_contends_and_what_is_counted_stays_true(api: 
     assert seen["stats"]["example_count"] == 20
 
 
+async def test_a_file_whose_only_rows_were_mended_by_hand_can_be_trained_on(api: httpx.AsyncClient, empty: Project):
+    await empty.add(b"{broken\n{broken too\n")
+    resolved = await api.post(f"/projects/{empty.id}/model/resolve", json={"model_id": "trainyard/tiny-llama"})
+    before = await api.post(f"/projects/{empty.id}/train/start", json={"method": "lora"})
+
+    for example in await empty.examples():
+        await empty.patch(example["id"], data={"text": "mended"})
+    after = await api.post(f"/projects/{empty.id}/train/start", json={"method": "lora"})
+
+    assert (resolved.status_code, before.status_code, before.json()["error_code"]) == (200, 400, "NO_TRAINING_DATA")
+    assert after.status_code == 202
+    await api.post(f"/jobs/{after.json()['job_id']}/cancel")
+
+
 async def test_what_is_deleted_can_not_be_edited(api: httpx.AsyncClient, sums: Project):
     example = (await sums.examples())[0]
     await api.delete(f"{sums.path}/examples/{example['id']}")
@@ -342,7 +356,7 @@ async def test_instructions_become_conversations_and_the_answer_says_so(empty: P
     said = [tuple(turn.values()) for turn in answer.json()[turns]]
     user, assistant = ("user", "assistant") if form == "messages" else ("human", "gpt")
     assert said == [("system", "s"), (user, "d"), (assistant, "e"), (user, "a\n\nb"), (assistant, "c")]
-    assert "the form of 1 of the form alpaca, which became conversations" in answer.headers["x-left-out"]
+    assert "that 1 of the form alpaca were no conversations" in answer.headers["x-left-out"]
 
 
 @pytest.mark.parametrize(
@@ -372,7 +386,7 @@ async def test_a_download_has_what_a_training_would_learn_from(sums: Project):
     rows = [json.loads(line) for line in whole.text.splitlines()]
     assert len(rows) == 40
     assert {"instruction": "edited", "input": "", "output": "by hand"} in rows
-    assert whole.headers["x-left-out"] == "1 refused examples; which split each is in (ask with split=)"
+    assert whole.headers["x-left-out"] == "1 refused; which split each is in (ask with split=)"
     assert (len(part.text.splitlines()), part.headers["content-disposition"]) == (train - 1, 'attachment; filename="dataset-train.jsonl"')
 
 

@@ -1,5 +1,6 @@
 """What is shown of a data set: the rows of the jobs that count, with all that people did to them, and counted right whatever came first."""
 
+import asyncio
 import random
 import uuid
 from collections import Counter
@@ -9,6 +10,7 @@ from typing import Any
 import asyncpg
 import msgspec
 import pytest
+from asyncpg.pool import PoolConnectionProxy
 from nats.aio.client import Client
 
 from infra.embedded import Servers
@@ -33,6 +35,7 @@ from services.gateway.loader import load_next
 from services.gateway.views import chunks, examples
 from services.gateway.views.database import LIVE, ensure_views, pool
 from services.gateway.views.examples import Wanted
+from tests.kit.eventually import eventually
 from tests.kit.history import Scribe
 from tests.kit.servers import bus_alone
 from tests.kit.views import World, database, dump, everything, running, world
@@ -146,6 +149,39 @@ async def test_what_people_did_is_laid_over_the_rows_whichever_comes_first(here:
         assert await dump(url) == grown
         late.db.terminate()
     assert len(await everything(here.log)) > 120
+    await counted_right(here.db)
+
+
+async def test_rows_and_edits_that_come_at_the_same_time_meet(here: World, monkeypatch: pytest.MonkeyPatch):
+    """Neither sees what the other hasn't committed, so that one of them waits."""
+    scribe, job = Scribe(here.log), FILES[0].job_id
+    await uploaded(here, scribe)
+    async with running(here.projector()):
+        await here.caught_up()
+    copied, edited = asyncio.Event(), asyncio.Event()
+    copy = PoolConnectionProxy.copy_records_to_table
+
+    async def slowly(*arguments: Any, **options: Any) -> Any:
+        answer = await copy(*arguments, **options)
+        copied.set()
+        await edited.wait()
+        return answer
+
+    monkeypatch.setattr(PoolConnectionProxy, "copy_records_to_table", slowly)
+    loading = asyncio.create_task(load_next(here.db, here.storage))
+    await asyncio.wait_for(copied.wait(), 10)
+    await scribe.write(ExampleDeleted(project_id=PROJECT, example_id=row_id(job, 1), job_id=job))
+    async with running(here.projector()):
+        await eventually(
+            lambda: here.db.fetchval(
+                "select exists (select from pg_locks where locktype = 'advisory' and not granted and database = (select oid from pg_database where datname = current_database()))"
+            )
+        )
+        edited.set()
+        await asyncio.wait_for(loading, 10)
+        await here.caught_up()
+
+    assert [row.row for row in await shown(here.db)] == list(range(2, ROWS // 2 + 1))
     await counted_right(here.db)
 
 

@@ -229,9 +229,11 @@ async def test_a_repeated_start_of_work_gives_its_job_and_another_body_is_refuse
     key = {"Idempotency-Key": str(uuid4())}
 
     first, again, other = [await api.post(f"/projects/{project}/{path}", json=sent, headers=key) for sent in ({}, {}, body)]
+    meanwhile = await api.post(f"/projects/{project}/{path}", json={})
 
     assert (again.status_code, again.json()) == (202, first.json())
     assert (other.status_code, other.json()["error_code"]) == (422, "IDEMPOTENCY_KEY_REUSED")
+    assert (meanwhile.status_code, meanwhile.json()["context"]) == (409, {"job_id": first.json()["job_id"]})
 
 
 async def test_twenty_repeats_at_once_make_one_project(api: httpx.AsyncClient):

@@ -92,7 +92,16 @@ def test_a_sealed_secret_opens_only_with_the_same_key_and_for_the_same_endpoint(
 
 @pytest.mark.parametrize(
     ("header", "seconds"),
-    [("120", 120), ("Thu, 01 Jan 2026 00:01:00 GMT", 60), ("Thu, 01 Jan 1970 00:00:00 GMT", 0), ("", 0), ("-5", 0), ("soon", 0), ("²", 0), ("9" * 400, 999_999_999)],
+    [
+        ("120", 120),
+        ("Thu, 01 Jan 2026 00:01:00 GMT", 60),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
+        ("", 0),
+        ("-5", 0),
+        ("soon", 0),
+        ("²", 0),
+        ("9" * 400, 999_999_999),
+    ],
 )
 def test_retry_after_in_all_its_forms(header: str, seconds: float):
     assert retry_after(header, BEGINNING) == seconds

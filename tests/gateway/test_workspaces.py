@@ -415,6 +415,25 @@ async def test_a_deleted_users_memberships_end_and_so_does_his_workspace(door: h
     assert [mine["id"] for mine in (await door.get("/v2/workspaces", headers=ben.headers)).json()["workspaces"]] == [ben.id]
 
 
+async def test_who_is_let_in_while_its_owner_is_deleted_is_in_no_workspace(door: httpx.AsyncClient, room: Room, servers: Servers, log: EventLog):
+    """Another gateway may believe the owner's token for two seconds more."""
+    ben = await registered(door)
+    await door.delete(f"/v2/users/{room.ann.id}", headers=room.ann.headers)
+    added = WorkspaceMemberAdded(workspace_id=room.ann.id, user_id=ben.id, role="editor")
+    facts = await log.read(f"ev.{room.ann.id}.workspace.*.{room.ann.id}")
+    await log.append([Write(events=[added], after=facts[-1].seq)], origin=Origin(tenant=room.ann.id))
+    db = await pool(servers.database_url, size=2)
+    try:
+        await eventually(lambda: db.fetchval("select true from memberships where user_id = $1", ben.id))
+    finally:
+        await db.close()
+    anew = await door.post("/auth/login", json={"username": ben.username, "password": PASSWORD})
+
+    answer = await door.get(f"/projects/{room.project}", headers=bearer(anew.json()["access_token"]))
+
+    assert answer.status_code == 404
+
+
 async def test_people_see_those_of_their_workspaces_without_their_addresses(door: httpx.AsyncClient, room: Room):
     ben, stranger = await registered(door), await registered(door)
     await room.let_in(ben)

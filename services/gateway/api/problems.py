@@ -35,6 +35,8 @@ STATUS: dict[type[errors.DomainError], int] = {
     errors.FileBusy: 409,
     errors.ProjectFull: 413,
     errors.TrainingAlreadyRunning: 409,
+    errors.ChunkingAlreadyRunning: 409,
+    errors.GenerationAlreadyRunning: 409,
     errors.ModelNotResolved: 400,
     errors.ModelNotUsable: 400,
     errors.NoTrainingData: 400,

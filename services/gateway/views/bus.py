@@ -8,6 +8,7 @@ import msgspec
 
 from libs.events import BusCredentialCreated, BusCredentialRevoked, Recorded, UserDeleted
 from services.gateway.domain.bus import BusAccess, Credential
+from services.gateway.domain.user import LOCAL
 from services.gateway.views.rows import Change, Drop, Operation, Put
 from services.gateway.views.schema import BigInteger, Column, DateTime, Index, Table, Text, views
 
@@ -52,10 +53,11 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def good(db: asyncpg.Pool, ids: Sequence[str]) -> list[Row]:
-    """Those of them that let in now: whoever left the workspace takes nothing along."""
+    """Those of them that let in now: whoever left the workspace takes nothing along, and one made while its user was being deleted is nobody's."""
     rows = await db.fetch(
-        """select c.* from bus_credentials c where c.id = any($1) and (c.workspace = c.user_id
-               or exists (select from memberships m where m.user_id = c.user_id and m.workspace_id = c.workspace))""",
+        f"""select c.* from bus_credentials c where c.id = any($1) and (c.user_id = '{LOCAL.id}' or exists (select from users u where u.id = c.user_id))
+               and (c.workspace = c.user_id
+                    or exists (select from memberships m join workspaces w on w.id = m.workspace_id where m.user_id = c.user_id and m.workspace_id = c.workspace))""",
         ids,
     )
     return [Row(**row) for row in rows]

@@ -288,7 +288,9 @@ async def load(db: asyncpg.Pool, tenant: str, project_id: str) -> tuple[Project 
                     where j.project_id = p.id and j.status not in ('succeeded', 'failed', 'cancelled')) as active_jobs,
                   (select json_agg(j.id) from jobs j
                     where j.project_id = p.id and j.kind in ('ingest', 'generate')
-                      and (j.status in ('failed', 'cancelled') or j.status = 'succeeded' and j.result ->> 'valid' = '0')) as barren_jobs,
+                      and (j.status in ('failed', 'cancelled')
+                        or j.status = 'succeeded' and j.result ->> 'valid' = '0'
+                           and not exists (select from example_totals t where t.job_id = j.id and t.is_valid))) as barren_jobs,
                   (select json_agg(j.id) from jobs j where j.project_id = p.id and j.kind <> 'ingest') as works,
                   (select json_agg(s ->> 'job_id') from jobs j, json_array_elements(j.inputs -> 'sources') s
                     where j.id = p.run and j.status in ('queued', 'preparing') and j.phase <> 'completed') as read_by_run,

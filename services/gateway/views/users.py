@@ -154,12 +154,14 @@ async def by_key(db: asyncpg.Pool, user_id: str, key_id: str) -> tuple[Principal
     return Principal(id=user_id, tenant=user_id, role=row["role"], credential=key_id, workspaces=_roles(row["workspaces"])), row["sha256"]
 
 
-_WORKSPACES = "(select json_object_agg(m.workspace_id, m.role) from memberships m where m.user_id = u.id) as workspaces"
+_OPEN = "memberships m join workspaces w on w.id = m.workspace_id"
+"""Whoever was let in while the owner was being deleted is a member of nothing."""
+_WORKSPACES = f"(select json_object_agg(m.workspace_id, m.role) from {_OPEN} where m.user_id = u.id) as workspaces"
 
 
 async def workspaces_of(db: asyncpg.Pool, user_id: str) -> dict[str, str]:
     """Those of others, with the role in each."""
-    return dict(await db.fetch("select workspace_id, role from memberships where user_id = $1", user_id))
+    return dict(await db.fetch(f"select m.workspace_id, m.role from {_OPEN} where m.user_id = $1", user_id))
 
 
 def _roles(found: Any) -> dict[str, str]:

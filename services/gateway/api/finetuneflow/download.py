@@ -68,7 +68,7 @@ async def download_dataset(
     headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-cache", "X-Total-Count": str(counts.total())}
     if left_out := _left_out(dataset, wanted, counts, way):
         headers["X-Left-Out"] = left_out
-    return Stream(_from(first, pieces), media_type="text/csv; charset=utf-8" if form == "csv" else "application/jsonl", headers=headers)
+    return Stream(_from(first, pieces), media_type="text/csv" if form == "csv" else "application/jsonl", headers=headers)
 
 
 handlers: list[Any] = [download_dataset]
@@ -78,9 +78,9 @@ def _left_out(dataset: Dataset, wanted: Wanted, counts: Counter[str], way: Telli
     refused = dataset.count(msgspec.structs.replace(wanted, is_valid=False))
     otherwise = {format: count for format, count in counts.items() if format not in way.exact}
     said = [
-        f"{refused} refused examples" if refused else "",
+        f"{refused} refused" if refused else "",
         "which split each is in (ask with split=)" if wanted.split is None else "",
-        f"the form of {_counted(otherwise)}, which became conversations" if otherwise else "",
+        f"that {_counted(otherwise)} were no conversations" if otherwise else "",
     ]
     return "; ".join(text for text in said if text)
 
