@@ -9,6 +9,7 @@ import os
 import secrets
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +19,7 @@ import msgspec
 import nats.errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from prometheus_client import Counter
+from prometheus_client import Counter as Count
 
 from libs.events import Origin, uuid7
 from libs.events.log import Unavailable
@@ -50,9 +51,11 @@ GATHER = 0.5
 AT_ONCE = 100
 PAGE = 1000
 SUBSCRIPTIONS = 100
+CONNECTIONS_OF_ONE = 500
+"""Connections of one user, whatever the credentials: a server has room for 10,000 of all."""
 
-_answers = Counter("trainyard_bus_consumers_total", "Event consumers that wanted onto the bus", ["answer"])
-_ended = Counter("trainyard_bus_consumers_ended_total", "Connections of event consumers that were ended, their credential being no good any more")
+_answers = Count("trainyard_bus_consumers_total", "Event consumers that wanted onto the bus", ["answer"])
+_ended = Count("trainyard_bus_consumers_ended_total", "Connections of event consumers that were ended, their credential being no good any more")
 
 
 class NoIssuer(Exception):
@@ -124,6 +127,8 @@ class Doorkeeper:
         self._now = now
         self._answering: set[asyncio.Task[None]] = set()
         self._revoked = asyncio.Event()
+        self._held = Counter[str]()
+        """Connections of each user: those seen at the last look, and those let in here since."""
         self.servers = addresses(servers)
 
     # What people do
@@ -208,15 +213,24 @@ class Doorkeeper:
         if found is None or not hmac.compare_digest(_sha256(asked.connect_opts.password), found.sha256):
             self._attempts.count(address=address)
             raise Denied
-        return permissions(found.workspace, inbox=user.partition(".")[2])
+        owner, _, id = user.partition(".")
+        if self._held[owner] >= CONNECTIONS_OF_ONE:
+            raise TooMany(round(SWEEP))
+        self._held[owner] += 1
+        return permissions(found.workspace, inbox=id)
 
     async def sweep(self) -> None:
-        """Ends connections whose credential is no good any more; one whose user can't be told is one of them."""
+        """Ends connections whose credential is no good any more, one whose user can't be told among them, and those of a user who has too many."""
         connected = await self._connected()
         good = await self._good({connection.authorized_user for _, connection in connected})
+        held = Counter[str]()
         for server, connection in connected:
-            if connection.authorized_user not in good:
+            owner = connection.authorized_user.partition(".")[0]
+            if connection.authorized_user not in good or held[owner] >= CONNECTIONS_OF_ONE:
                 await self._end(server, connection)
+            else:
+                held[owner] += 1
+        self._held = held
 
     async def _end(self, server: str, connection: Connection) -> None:
         """One that can't be ended holds up no other: it is met again at the next look."""

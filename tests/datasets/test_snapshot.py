@@ -156,7 +156,7 @@ async def test_edits_that_were_made_before_are_in_it_later_ones_are_not(service:
     broken = str(uuid.uuid5(uuid.UUID(job_id(source)), "1101"))
     train_row = next(n for n, row in enumerate(every) if n > 10 and row["split"] == "train")
 
-    async def tell(type_: type[Event], id: str, **said: Any) -> None:
+    async def tell(type_: Any, id: str, **said: Any) -> None:
         await append(log, origin, type_(project_id=PROJECT, example_id=id, job_id=job_id(source), **said))
 
     async def write(id: str, text: str) -> None:

@@ -176,8 +176,12 @@ def test_what_can_not_be_done_yet_is_said(http: httpx.Client, project: str):
     answers.append(http.post(f"{here}/train/start", json={"method": "lora"}))
     overlapping = http.post(f"{here}/chunks/generate", json={"chunk_size_tokens": 64, "chunk_overlap_tokens": 60})
 
+    upload(http, project, letters_txt=LETTERS.encode())
+    beyond = http.post(f"{here}/chunks/generate", json={"chunk_size_tokens": 5000})
+
     assert [answer.status_code for answer in answers] == [400] * 4
     assert [answer.json()["error_code"] for answer in answers] == ["NO_DOCUMENTS", "NO_CHUNKS", "NO_CHUNKS", "NO_TRAINING_DATA"]
+    assert (beyond.status_code, beyond.json()["error_code"]) == (400, "CHUNKS_TOO_LARGE")
     assert (overlapping.status_code, overlapping.json()["context"]["errors"][0]["field"]) == (422, "chunk_overlap_tokens")
 
 

@@ -11,8 +11,9 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import httpx
@@ -29,7 +30,8 @@ from libs.events.log import EventLog, Write
 from libs.runtime import bus
 from libs.runtime.nkeys import Issuer, NotASeed, new_seed
 from services.gateway.app import app_version
-from services.gateway.bus_access import addresses
+from services.gateway.attempts import Attempts, TooMany
+from services.gateway.bus_access import CONNECTIONS_OF_ONE, Asked, Connection, Doorkeeper, addresses
 from services.gateway.domain.bus import MOST, CreateCredential, RevokeCredential, decide, evolve
 from services.gateway.domain.errors import NotFound, TooManyBusCredentials
 from services.gateway.views.database import pool
@@ -434,6 +436,51 @@ def test_a_user_has_so_many_credentials_and_no_more():
     assert decide(given(evolve, *every, revoked), CREATE) == [BusCredentialCreated(user_id="u", credential_id="c", workspace="u", name="", password_sha256="x")]
     with pytest.raises(NotFound):
         decide(given(evolve, *every, revoked), RevokeCredential(user_id="u", credential_id="7"))
+
+
+class Good:
+    """Views in which every credential is good."""
+
+    async def fetch(self, _: str, ids: list[str]) -> list[dict[str, Any]]:
+        sha256, now = hashlib.sha256(b"right").hexdigest(), datetime.now(UTC)
+        return [{"id": id, "user_id": id, "workspace": id, "name": "", "sha256": sha256, "created_at": now} for id in ids]
+
+
+async def test_one_user_takes_the_place_of_no_other(monkeypatch: pytest.MonkeyPatch):
+    attempts, nothing = Attempts(per_name=1, per_address=10), cast("Any", None)
+    keeper = Doorkeeper(nothing, cast("Any", Good()), nothing, nothing, issuer=None, servers="nats://a:1", local=False, attempts=attempts)
+    greedy, other = str(uuid4()), str(uuid4())
+
+    async def comes(user: str) -> None:
+        given, caller = Asked.Given(user=f"{user}.{user}", password="right"), Asked.Caller(host="10.0.0.1")
+        asked = Asked(server_id=Asked.Server(id="s"), user_nkey="U", client_info=caller, connect_opts=given)
+        await keeper._judged(asked)  # as the server asks; a thousand real connections would take minutes
+
+    for _ in range(CONNECTIONS_OF_ONE):
+        await comes(greedy)
+    with pytest.raises(TooMany):
+        await comes(greedy)
+    await comes(other)
+
+    ended: list[int] = []
+    users = [greedy] * (CONNECTIONS_OF_ONE + 3) + [other]
+
+    async def connected() -> list[tuple[str, Connection]]:
+        return [("s", Connection(cid=cid, authorized_user=f"{user}.{user}")) for cid, user in enumerate(users)]
+
+    async def end(_: str, connection: Connection) -> None:
+        ended.append(connection.cid)
+
+    monkeypatch.setattr(keeper, "_connected", connected)
+    monkeypatch.setattr(keeper, "_end", end)
+    await keeper.sweep()
+    with pytest.raises(TooMany):
+        await comes(greedy)
+    assert ended == [CONNECTIONS_OF_ONE, CONNECTIONS_OF_ONE + 1, CONNECTIONS_OF_ONE + 2]
+
+    users[:] = [other]
+    await keeper.sweep()
+    await comes(greedy)
 
 
 def test_addresses_for_consumers_tell_no_passwords():

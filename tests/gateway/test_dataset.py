@@ -241,7 +241,7 @@ async def test_side_by_side_nobody_contends_and_what_is_counted_stays_true(api: 
 
 
 async def test_a_file_whose_only_rows_were_mended_by_hand_can_be_trained_on(api: httpx.AsyncClient, empty: Project):
-    await empty.add(b"{broken\n{broken too\n")
+    await empty.add(lines([{"a": 1}, {"b": 2}]))
     resolved = await api.post(f"/projects/{empty.id}/model/resolve", json={"model_id": "trainyard/tiny-llama"})
     before = await api.post(f"/projects/{empty.id}/train/start", json={"method": "lora"})
 
@@ -293,6 +293,13 @@ async def test_examples_are_found_by_what_they_are_and_say(shared: Project, quer
     assert [example["row"] - 1 for example in page["items"]] == list(numbers)
     counted = {name: value for name, value in query.items() if name not in ("limit", "offset")}
     assert page["total"] == (await shared.page(**counted))["total"] == len(await shared.examples(**counted))
+
+
+async def test_signs_are_found_as_they_are_written(empty: Project):
+    await empty.add(lines([{"text": 'a "b" \\ 100% _x_ é\nnew'}, {"text": "plain b 1000 axa e new"}]))
+
+    for said in ('"B"', "\\ 1", "0%", "_x", "é\nn"):
+        assert [example["row"] for example in await empty.examples(q=said)] == [1], said
 
 
 async def test_of_several_files_one_is_looked_through(empty: Project):

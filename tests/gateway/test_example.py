@@ -10,7 +10,7 @@ from services.gateway.domain.errors import ExampleUnreadable, NotFound, PreviewS
 from services.gateway.domain.example import ChangeExample, Content, DeleteExample, Example, decide, evolve
 from tests.kit.given import BEGINNING, recorded
 
-WHOSE = {"project_id": "p", "example_id": "e", "job_id": "j"}
+WHOSE: Any = {"project_id": "p", "example_id": "e", "job_id": "j"}
 WRITTEN = Content(format="text", data={"text": "new"}, tokens=1)
 FRESH = Example(
     id="e", job_id="j", file_id="f", row=1, split="train", format="alpaca", data={"instruction": "a", "output": "b"}, is_valid=True, reason="", message="",

@@ -115,7 +115,7 @@ def edits(seed: int, *jobs: str) -> Iterator[Event]:
     rng = random.Random(seed)
     for _ in range(120):
         job = rng.choice(jobs)
-        whose = {"project_id": PROJECT, "example_id": row_id(job, rng.randrange(1, ROWS + 1)), "job_id": job}
+        whose: Any = {"project_id": PROJECT, "example_id": row_id(job, rng.randrange(1, ROWS + 1)), "job_id": job}
         match rng.randrange(4):
             case 0:
                 yield ExampleEdited(**whose, format="alpaca", data={"instruction": "é", "output": f"{rng.random()}"}, tokens=rng.randrange(1, 99))
@@ -159,7 +159,8 @@ async def test_rows_and_edits_that_come_at_the_same_time_meet(here: World, monke
     async with running(here.projector()):
         await here.caught_up()
     copied, edited = asyncio.Event(), asyncio.Event()
-    copy = PoolConnectionProxy.copy_records_to_table
+    pooled: Any = PoolConnectionProxy
+    copy = pooled.copy_records_to_table
 
     async def slowly(*arguments: Any, **options: Any) -> Any:
         answer = await copy(*arguments, **options)

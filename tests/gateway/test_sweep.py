@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
+from uuid import uuid4
 
 import pytest
 from minio import Minio
@@ -16,6 +17,7 @@ from libs.events import (
     File,
     JobCreated,
     PreparationCompleted,
+    PreparationFailed,
     PreparationProduced,
     ProjectCreated,
     ProjectDeleted,
@@ -30,6 +32,7 @@ from libs.events import (
 from libs.runtime import bus as runtime
 from libs.storage import Storage
 from services.gateway.reactions import Sweep
+from services.gateway.views import chunks
 from services.gateway.views.progress import Progress, Step
 from tests.kit.history import Scribe
 from tests.kit.servers import bus_alone
@@ -92,6 +95,38 @@ async def test_what_belonged_to_a_deleted_project_goes_also_when_it_was_written_
 
     assert removed == 2
     assert await there(bucket) == {claim.key for claim in claims}
+
+
+async def test_what_is_outdated_stays_as_long_as_a_job_that_is_not_over_reads_it(here: World, bucket: Storage):
+    """A language model takes hours: the chunks that it is given must outlive newer ones."""
+    scribe = Scribe(here.log)
+    await scribe.write(ProjectCreated(project_id="p", name="yard"))
+    claims: list[Claim] = []
+    for cut in (uuid4().hex, uuid4().hex):
+        await scribe.write(
+            ProjectWorkStarted(project_id="p", job_id=cut, kind="chunk"),
+            JobCreated(job_id=cut, kind="chunk", stages=["preparation"], inputs={"project_id": "p"}, project_id="p"),
+        )
+        if not claims:
+            reader = JobCreated(job_id="reads", kind="generate", stages=["preparation"], inputs={"project_id": "p", "chunks": cut}, project_id="p")
+            await scribe.write(ProjectWorkStarted(project_id="p", job_id="reads", kind="generate"), reader)
+        claims.append(await bucket.put(f"local/{cut}", b"chunks"))
+        await scribe.write(PreparationProduced(job_id=cut, part=1, content=claims[-1], rows=1, valid=1))
+        await scribe.write(PreparationCompleted(job_id=cut, parts=1, rows=1, valid=1))
+    outdated, newest = claims
+
+    kept = await cleared(here, bucket)
+    await scribe.write(PreparationFailed(job_id="reads", code="x", message="over"))
+
+    assert kept == {outdated.key, newest.key}
+    assert await cleared(here, bucket) == {newest.key}
+
+
+async def cleared(here: World, bucket: Storage) -> set[str]:
+    await swept(here, bucket)
+    await chunks.clear(here.db)
+    await swept(here, bucket)
+    return await there(bucket)
 
 
 async def a_whole_life(here: World, bucket: Storage) -> list[Claim]:

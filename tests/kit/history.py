@@ -4,6 +4,7 @@ import random
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator
+from typing import Any
 
 import msgspec
 
@@ -107,7 +108,7 @@ async def _life(rng: random.Random, storage: Storage) -> AsyncIterator[list[Even
             yield [ProjectFileDeleted(project_id=project, file_id=gone.file_id, key=gone.key, job_id=gone.job_id)]
         if files and rng.random() < 0.5:
             job = rng.choice(files).job_id
-            whose = {"project_id": project, "example_id": _row_id(job, rng.randrange(5)), "job_id": job}
+            whose: Any = {"project_id": project, "example_id": _row_id(job, rng.randrange(5)), "job_id": job}
             yield [
                 rng.choice(
                     [

@@ -102,6 +102,12 @@ class PreviewStays(DomainError):
     field = "split"
 
 
+class ChunksTooLarge(DomainError):
+    code = "chunks_too_large"
+    message = "Chunks of {size} tokens don't fit into the base model, which takes {context} at once"
+    field = "chunk_size_tokens"
+
+
 class NoSuccessfulRun(DomainError):
     code = "no_successful_run"
     message = "No successful training run to export"

@@ -31,6 +31,7 @@ from libs.events import (
 from services.gateway.domain.credit import Purse
 from services.gateway.domain.errors import (
     ChunkingAlreadyRunning,
+    ChunksTooLarge,
     FileBusy,
     GenerationAlreadyRunning,
     IdempotencyKeyReused,
@@ -345,6 +346,8 @@ def _chunk(project: Project, command: ChunkDocuments) -> list[Event]:
         raise ChunkingAlreadyRunning(job_id=project.chunking)
     if all(file.kind != DOCUMENT for file in project.files.values()):
         raise NoDocuments(project_id=project.id)
+    if (context := project.model_info.get("max_position_embeddings")) and command.size > context:
+        raise ChunksTooLarge(size=command.size, context=context)
     spec = ChunkSpec(chunk_size_tokens=command.size, chunk_overlap_tokens=command.overlap, base_model=project.base_model_id, revision=project.revision)
     return _work(project, command.job_id, CHUNK, ChunkInputs(project_id=project.id), spec, command.request)
 

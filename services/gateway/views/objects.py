@@ -53,10 +53,13 @@ def _kept(recorded: Recorded, job: str, claims: Iterable[Claim]) -> Iterator[Put
 
 
 async def referred(db: asyncpg.Pool, keys: list[str]) -> set[str]:
-    """Those of the keys that facts refer to. What a job wrote after its project was deleted belongs to nobody."""
+    """Those of the keys that facts refer to. What a job wrote after its project was deleted belongs to nobody; what newer rows took the place of stays as long as
+    a job that is not over may read it."""
     rows = await db.fetch(
-        """select key from files where key = any($1)
+        """with at_work as materialized (select inputs::text as reads from jobs where status in ('queued', 'preparing', 'running') and inputs::text <> '{}')
+           select key from files where key = any($1)
             union select key from parts where key = any($1)
+            union select key from unnest($1::text[]) key join jobs j on j.id = split_part(key, '/', 2) where exists (select from at_work where strpos(reads, j.id) > 0)
             union select o.id from objects o
                    where o.id = any($1)
                      and not exists (select from jobs j where j.id = o.job_id and j.project_id <> '' and not exists (select from projects p where p.id = j.project_id))""",
