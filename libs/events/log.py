@@ -292,7 +292,8 @@ async def read_page(nc: Client, stream: str, pattern: str, *, start: int, most: 
         request = {"seq": start, "batch": most, "next_by_subj": pattern}
         await nc.publish(f"$JS.API.DIRECT.GET.{stream}", json.dumps(request).encode(), reply=inbox)
         try:
-            headers = await asyncio.wait_for(end, 2 * _PATIENCE)
+            async with asyncio.timeout(2 * _PATIENCE):
+                headers = await end
         finally:
             await _quietly(subscription.unsubscribe())
         _heed_cancellation()

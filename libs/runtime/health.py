@@ -9,6 +9,7 @@ import msgspec
 from prometheus_client import generate_latest
 
 from libs.runtime.http import Server
+from libs.runtime.waiting import within
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ async def report(checks: dict[str, Check], *, patience: float = 2.0) -> dict[str
 
 async def _ask(check: Check, patience: float) -> str:
     try:
-        return await asyncio.wait_for(check(), patience)
+        return await within(patience, check())
     except TimeoutError:
         return f"no answer within {patience:g} s"
     except Exception as error:  # noqa: BLE001  # whatever a part fails with IS the answer

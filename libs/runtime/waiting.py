@@ -1,7 +1,7 @@
 """Waiting for work, but not longer than wanted."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -9,6 +9,12 @@ T = TypeVar("T")
 
 class Stopped(Exception):
     """Asked to end before the work was done."""
+
+
+async def within(seconds: float, work: Awaitable[T]) -> T:
+    """What `work` gives, or a TimeoutError. A cancellation that comes together with it is heeded; asyncio.wait_for loses it before Python 3.12, and a loop around it never ends."""
+    async with asyncio.timeout(seconds):
+        return await work
 
 
 async def unless(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T:

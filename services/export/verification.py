@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 
+from libs.runtime.waiting import within
+
 from .refused import Refused
 
 log = logging.getLogger(__name__)
@@ -55,7 +57,7 @@ async def verdict(question: Question) -> Verdict:
         cwd="/",
     )
     try:
-        out, err = await asyncio.wait_for(process.communicate(msgspec.msgpack.encode(question)), PATIENCE)
+        out, err = await within(PATIENCE, process.communicate(msgspec.msgpack.encode(question)))
     finally:
         if process.returncode is None:
             with suppress(ProcessLookupError):

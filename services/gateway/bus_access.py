@@ -25,6 +25,7 @@ from libs.events import Origin, uuid7
 from libs.events.log import Unavailable
 from libs.events.subjects import PRIVATE_CATEGORIES
 from libs.runtime.nkeys import Issuer, NotAToken, read
+from libs.runtime.waiting import within
 from services.gateway.accounts import Accounts
 from services.gateway.attempts import Attempts, TooMany
 from services.gateway.commands import Commands
@@ -169,7 +170,7 @@ class Doorkeeper:
                 except (*DOWN, Unavailable, nats.errors.Error) as error:
                     log.warning("bus: who is connected could not be looked at: %s", str(error) or type(error).__name__)
                 try:
-                    await asyncio.wait_for(self._revoked.wait(), SWEEP)
+                    await within(SWEEP, self._revoked.wait())
                 except TimeoutError:
                     continue
         finally:
@@ -209,7 +210,7 @@ class Doorkeeper:
     async def _judged(self, asked: Asked) -> dict[str, Any]:
         """What the consumer may do. Only failures count against an address, and never shut out the honest ones behind it: after too many the log is asked no more."""
         user, address = asked.connect_opts.user, asked.client_info.host
-        found = (await asyncio.wait_for(self._good([user], newer=self._attempts.allow(address=address)), PATIENCE)).get(user)
+        found = (await within(PATIENCE, self._good([user], newer=self._attempts.allow(address=address)))).get(user)
         if found is None or not hmac.compare_digest(_sha256(asked.connect_opts.password), found.sha256):
             self._attempts.count(address=address)
             raise Denied

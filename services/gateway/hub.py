@@ -16,6 +16,7 @@ import urllib3
 from msgspec import Meta
 
 from libs import tiny
+from libs.runtime.waiting import within
 
 ID = re.compile(r"(?!.*(\.\.|--))[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,95})?(?<!\.git)(?<![.-])")
 PATIENCE = 20.0
@@ -103,7 +104,7 @@ class Hub:
             return Model(info=_info(model_id, json.dumps(tiny.CONFIG).encode(), safetensors=True, license=tiny.LICENSE))
         look = self._from_folder if model_id.startswith("/") else self._from_hub
         try:
-            return await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(self._threads, look, model_id), 2 * PATIENCE)
+            return await within(2 * PATIENCE, asyncio.get_running_loop().run_in_executor(self._threads, look, model_id))
         except TimeoutError:
             raise HubDown(f"the model hub ({self.endpoint}) is too slow") from None
 

@@ -13,6 +13,7 @@ from prometheus_client import Gauge
 
 from libs.events.log import EventLog, RawFact, Unavailable
 from libs.events.subjects import parse
+from libs.runtime.waiting import within
 from services.gateway.steps import Telemetry
 
 BUFFER = 1000
@@ -54,7 +55,7 @@ class Live:
     async def drain(self) -> None:
         """Hears what was appended until now, and no more."""
         try:
-            await asyncio.wait_for(self._feed.drain(), 0.3)
+            await within(0.3, self._feed.drain())
         except (nats.errors.Error, OSError, TimeoutError):
             return  # without the bus there is nothing to hear: clients resume elsewhere
 
@@ -80,7 +81,7 @@ class Live:
         self._deserted.clear()
         if self._guests:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._deserted.wait(), patience)
+                await within(patience, self._deserted.wait())
 
     async def watch(self, *tenants: str, after: int, about: str = "", heartbeat: float = 15.0) -> AsyncGenerator[RawFact | None, None]:
         """Every fact of some workspaces (or about one thing in them) after a position, exactly once and in order, for ever. None is a heartbeat."""
@@ -202,7 +203,7 @@ class _Watcher:
     async def news(self, patience: float) -> bool:
         self.wake.clear()
         try:
-            await asyncio.wait_for(self.wake.wait(), patience)
+            await within(patience, self.wake.wait())
         except TimeoutError:
             return False
         return True

@@ -1,6 +1,5 @@
 """Rows that services produced come into the views here, apart from the projector: it may wait for the object store."""
 
-import asyncio
 import logging
 import time
 from typing import Any
@@ -10,6 +9,7 @@ import msgspec
 from prometheus_client import Counter
 
 from libs.events import Claim
+from libs.runtime.waiting import within
 from libs.storage import Damaged, Missing, Storage, StorageDown
 from services.gateway.domain.jobs import CHUNK
 from services.gateway.views import chunks, examples, leases
@@ -101,7 +101,7 @@ class Loader:
             except (*DOWN, StorageDown) as error:
                 log.warning("loader: %s", str(error) or type(error).__name__)
             try:
-                await asyncio.wait_for(self._progress.parts.wait(), leases.RENEW)
+                await within(leases.RENEW, self._progress.parts.wait())
             except TimeoutError:
                 continue
             self._progress.parts.clear()

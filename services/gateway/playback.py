@@ -31,6 +31,7 @@ from libs.events import (
 )
 from libs.events.catalog import decode
 from libs.events.log import EventLog, Unavailable
+from libs.runtime.waiting import within
 from libs.storage import Damaged, Missing, Storage, StorageDown
 from services.gateway.live import Live, TooSlow
 from services.gateway.steps import Ear, Step, Told, stored
@@ -178,7 +179,7 @@ class _Steps:
         deadline = asyncio.get_running_loop().time() + _ON_THE_WAY
         while waiting and not self._stuck and event.step > self._last and (left := deadline - asyncio.get_running_loop().time()) > 0:
             try:
-                await asyncio.wait_for(self._ear.news(), left)
+                await within(left, self._ear.news())
             except TimeoutError:
                 return
             async for some in self.until(event.step):

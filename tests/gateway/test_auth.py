@@ -511,5 +511,9 @@ class Counted:
         self.scans += 1
         return self._log.scan_raw(pattern, after=after, page=page)
 
+    def scan_to(self, pattern: str, *, last: int, after: int, page: int) -> Any:
+        self.scans += 1
+        return self._log.scan_to(pattern, last=last, after=after, page=page)
+
     async def next_position(self, pattern: str, *, after: int) -> int:
         return await self._log.next_position(pattern, after=after)

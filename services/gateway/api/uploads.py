@@ -10,6 +10,7 @@ import msgspec
 from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
 
 from libs.events import Claim
+from libs.runtime.waiting import within
 from libs.sniff import HEAD, is_utf16, is_word, sniff
 from libs.storage import Storage
 from services.gateway.api.problems import Refused
@@ -258,7 +259,7 @@ async def _drain(stream: AsyncIterator[bytes]) -> None:
     left = DRAIN
     try:
         async with asyncio.timeout(10):
-            while left > 0 and (chunk := await asyncio.wait_for(anext(stream, b""), _SILENCE)):
+            while left > 0 and (chunk := await within(_SILENCE, anext(stream, b""))):
                 left -= len(chunk)
     except (TimeoutError, OSError):
         return

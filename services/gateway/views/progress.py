@@ -9,6 +9,8 @@ import msgspec
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from libs.runtime.waiting import within
+
 SUBJECT = "proj.views"
 
 
@@ -51,7 +53,7 @@ class Progress:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._waiting, (seq, next(self._ticket), future))
         try:
-            await asyncio.wait_for(future, patience)
+            await within(patience, future)
         except TimeoutError:
             return False
         return True

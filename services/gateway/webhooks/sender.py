@@ -14,6 +14,7 @@ from prometheus_client import Counter
 
 from libs.events import NotStorable, Origin, Recorded, Unreadable, decode
 from libs.events.log import Full, Unavailable
+from libs.runtime.waiting import within
 from services.gateway.commands import Commands
 from services.gateway.domain.errors import DomainError
 from services.gateway.domain.webhook import DisableWebhook, ReportDelivered
@@ -132,7 +133,7 @@ class Sender:
                 if claimed:
                     continue
                 try:
-                    await asyncio.wait_for(self._progress.moved.wait(), self._poll if self._holds() else 0.05)
+                    await within(self._poll if self._holds() else 0.05, self._progress.moved.wait())
                 except TimeoutError:
                     continue
                 self._progress.moved.clear()
