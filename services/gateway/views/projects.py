@@ -196,10 +196,10 @@ select p.id, p.name, p.description, p.task_type, p.config, p.base_model_id, p.mo
        r.created_at > greatest(i.created_at, c.created_at, g.created_at) or coalesce(i.created_at, c.created_at, g.created_at) is null as run_is_newer
   from projects p
   left join lateral (select shown from jobs_seen j where j.project_id = p.id order by created_at desc, id desc limit 1) j on true
-  left join lateral (select shown, created_at from jobs_seen i where i.project_id = p.id and i.kind = 'ingest' order by created_at desc, id desc limit 1) i on true
-  left join jobs_seen r on r.id = p.run
-  left join jobs_seen c on c.id = p.chunking
-  left join jobs_seen g on g.id = p.generating
+  left join lateral (select shown, created_at from jobs_seen i where j.shown is not null and i.project_id = p.id and i.kind = 'ingest' order by created_at desc, id desc limit 1) i on true
+  left join lateral (select shown, created_at from jobs_seen where p.run <> '' and id = p.run limit 1) r on true
+  left join lateral (select shown, created_at from jobs_seen where p.chunking <> '' and id = p.chunking limit 1) c on true
+  left join lateral (select shown, created_at from jobs_seen where p.generating <> '' and id = p.generating limit 1) g on true
 """
 _NEWEST = f"""
 select s.*, (select projects from project_totals where tenant = $1) as total
@@ -244,6 +244,8 @@ STATUS = """(case when run_status in ('queued', 'preparing', 'running') then 'tr
 
 
 def status(row: Row) -> str:
+    if row.last_job_status is None:  # most of a long list
+        return "ready_to_train" if row.example_count > 0 else "draft"
     if row.run_status in _ACTIVE:
         return "training"
     for status, word in ((row.generating_status, "generating"), (row.chunking_status, "chunking"), (row.ingest_status, "uploading")):
