@@ -43,7 +43,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if not arguments.data.is_file():
         parser.error(f"--data: there is no file {arguments.data}")
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # also where a shell that put us into the background has SIGINT ignored
         signal.signal(number, _stop)
     try:
         settings = config.load(Settings)

@@ -48,6 +48,7 @@ async def connections(bus: Bus) -> AsyncIterator[list[Client]]:
         yield clients
 
 
+@pytest.mark.alone
 async def test_servers_die_and_no_fact_is_lost_doubled_or_forged(bus: Bus, origin: Origin):
     campaign = Campaign(origin)
     start = (await bus.log.position()).last
