@@ -11,11 +11,11 @@ from litestar.params import FromPath, JSONBody, QueryParameter
 from msgspec import Meta
 
 from libs.events.log import EventLog
-from services.gateway.api.finetuneflow.jobs import as_asked
+from services.gateway.api.finetuneflow.jobs import enqueued
 from services.gateway.api.finetuneflow.projects import known
 from services.gateway.api.finetuneflow.words import Queued, stamp
 from services.gateway.api.problems import Refused
-from services.gateway.api.requests import AnyRequest, Limit, Offset, answered, fingerprint, new_id, origin, tenant
+from services.gateway.api.requests import AnyRequest, Limit, Offset, fingerprint, new_id
 from services.gateway.commands import Commands
 from services.gateway.domain.project import ChunkDocuments
 from services.gateway.views import chunks
@@ -60,10 +60,7 @@ async def cut(
         message = f"chunk_overlap_tokens: can be at most half of chunk_size_tokens: {size // 2} here"
         raise Refused(422, message, field="chunk_overlap_tokens")
     command = ChunkDocuments(project_id=str(project_id), job_id=new_id(request), size=size, overlap=overlap, request=fingerprint(asked))
-    outcome = await commands.run(command, origin=origin(request))
-    if not outcome.events:
-        await as_asked(log, tenant(request), command.job_id, command.request)
-    return answered(outcome, Queued(job_id=command.job_id, message="Chunking job enqueued"), status=202)
+    return await enqueued(request, commands, log, command, message="Chunking job enqueued")
 
 
 @get("/projects/{project_id:uuid}/chunks", summary="Chunks, in the order of their documents")

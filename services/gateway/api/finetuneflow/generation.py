@@ -10,9 +10,9 @@ from litestar.params import FromPath, JSONBody
 from msgspec import Meta
 
 from libs.events.log import EventLog
-from services.gateway.api.finetuneflow.jobs import as_asked
+from services.gateway.api.finetuneflow.jobs import enqueued
 from services.gateway.api.finetuneflow.words import Queued
-from services.gateway.api.requests import AnyRequest, answered, fingerprint, new_id, origin, tenant
+from services.gateway.api.requests import AnyRequest, fingerprint, new_id
 from services.gateway.commands import Commands
 from services.gateway.domain.project import GenerateExamples
 
@@ -50,10 +50,7 @@ async def preview(
         model=asked.ollama_model,
         request=fingerprint(asked),
     )
-    outcome = await commands.run(command, origin=origin(request))
-    if not outcome.events:
-        await as_asked(log, tenant(request), command.job_id, command.request)
-    return answered(outcome, Queued(job_id=command.job_id, message="Dataset preview job enqueued"), status=202)
+    return await enqueued(request, commands, log, command, message="Dataset preview job enqueued")
 
 
 @post("/projects/{project_id:uuid}/dataset/generate", status_code=202, summary="Make the data set out of the project's chunks")
@@ -75,10 +72,7 @@ async def generate(
         model=asked.ollama_model,
         request=fingerprint(asked),
     )
-    outcome = await commands.run(command, origin=origin(request))
-    if not outcome.events:
-        await as_asked(log, tenant(request), command.job_id, command.request)
-    return answered(outcome, Queued(job_id=command.job_id, message="Dataset generation job enqueued"), status=202)
+    return await enqueued(request, commands, log, command, message="Dataset generation job enqueued")
 
 
 handlers: list[Any] = [preview, generate]

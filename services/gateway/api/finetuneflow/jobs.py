@@ -12,12 +12,13 @@ from litestar.params import FromPath, QueryParameter
 from libs.events import Address, JobCreated
 from libs.events.log import EventLog
 from services.gateway.api.finetuneflow.projects import known
-from services.gateway.api.finetuneflow.words import STATUS, SYNONYMS, TYPES, progress, stamp, stamp_or_none
+from services.gateway.api.finetuneflow.words import STATUS, SYNONYMS, TYPES, Queued, progress, stamp, stamp_or_none
 from services.gateway.api.problems import Refused
 from services.gateway.api.requests import AnyRequest, Limit, Offset, answered, origin, tenant
 from services.gateway.commands import Commands
 from services.gateway.domain.errors import IdempotencyKeyReused, NotFound
 from services.gateway.domain.jobs import CancelJob, Job
+from services.gateway.domain.project import ChunkDocuments, GenerateExamples
 from services.gateway.views import jobs
 
 
@@ -114,6 +115,14 @@ async def as_asked(log: EventLog, tenant: str, job_id: str, request: str) -> Job
     if fact.event.request != request:
         raise IdempotencyKeyReused(id=job_id)
     return fact.event
+
+
+async def enqueued(request: AnyRequest, commands: Commands, log: EventLog, command: ChunkDocuments | GenerateExamples, *, message: str) -> Response[Queued]:
+    """A job of the project's own that has only to be ordered."""
+    outcome = await commands.run(command, origin=origin(request))
+    if not outcome.events:
+        await as_asked(log, tenant(request), command.job_id, command.request)
+    return answered(outcome, Queued(job_id=command.job_id, message=message), status=202)
 
 
 def _fields(row: jobs.Row) -> dict[str, Any]:
