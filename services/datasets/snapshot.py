@@ -30,7 +30,7 @@ from libs.rows import REFUSED_BY_PERSON
 from libs.storage import Damaged, Missing
 
 from .preparation import Hopeless, Preparation
-from .waiting import Ingest, NotYet, Sources
+from .waiting import Awaited, NotYet, Sources
 
 T = TypeVar("T")
 
@@ -170,7 +170,7 @@ class Snapshot(Preparation):
         if not await sources.look():
             raise NotYet
         await self.begin()
-        parts = [(ingest, part) for ingest in sources.ingests for part in ingest.parts if part.file_id not in self._deleted_files]
+        parts = [(job, part) for job in sources.awaited for part in job.parts if part.file_id not in self._deleted_files]
         with TemporaryFile() as file, TemporaryFile() as edited:  # without names: they are gone with this process, however that ends
             draft = Draft(file, edits=await self._edits(edited), total=sum(part.content.size for _, part in parts))
             await self._attended(self._copy(parts, draft), draft)
@@ -225,12 +225,12 @@ class Snapshot(Preparation):
             edits.add(decode(raw.data, seq=raw.seq, subject=raw.subject))
         return edits
 
-    async def _copy(self, parts: list[tuple[Ingest, PreparationProduced]], draft: Draft) -> None:
+    async def _copy(self, parts: list[tuple[Awaited, PreparationProduced]], draft: Draft) -> None:
         async with aclosing(self._fetched(parts)) as contents:
             async for content in contents:
                 await self._in_thread(partial(draft.add, content))
 
-    async def _fetched(self, parts: list[tuple[Ingest, PreparationProduced]]) -> AsyncGenerator[bytes, None]:
+    async def _fetched(self, parts: list[tuple[Awaited, PreparationProduced]]) -> AsyncGenerator[bytes, None]:
         """One after another, a few ahead of time."""
         coming = deque[asyncio.Task[bytes]]()
         rest = iter(parts)
@@ -247,15 +247,13 @@ class Snapshot(Preparation):
                 task.cancel()
             await asyncio.gather(*coming, return_exceptions=True)
 
-    async def _fetch(self, ingest: Ingest, part: PreparationProduced) -> bytes:
+    async def _fetch(self, job: Awaited, part: PreparationProduced) -> bytes:
         try:
             return await self.storage.get(part.content)
         except Missing:
-            raise Hopeless("source_missing", f"Rows of the file {ingest.name!r} are not in the object store any more; upload it again.") from None
+            raise Hopeless("source_missing", f"{job.rows} are not in the object store any more. {job.remedy}") from None
         except Damaged:
-            raise Hopeless(
-                "source_damaged", f"Rows of the file {ingest.name!r} are damaged in the object store; delete the file and upload it again."
-            ) from None
+            raise Hopeless("source_damaged", f"{job.rows} are damaged in the object store. {job.remedy}") from None
 
     async def _store(self, draft: Draft) -> Claim:
         size = draft.file.tell()

@@ -25,7 +25,7 @@ class UnknownSource(Exception):
     """A job that nobody made is to be read: whoever asked for that is at fault."""
 
 
-class Ingest(msgspec.Struct, kw_only=True):
+class Awaited(msgspec.Struct, kw_only=True):
     """One of them. Each reading goes on where the one before stopped."""
 
     job_id: str
@@ -57,9 +57,18 @@ class Ingest(msgspec.Struct, kw_only=True):
         if not self.read:
             raise UnknownSource(self.job_id)
 
+    @property
+    def rows(self) -> str:
+        """What is read of it, in words."""
+        return f"Rows of the file {self.name!r}" if self.name else "Generated examples"
+
+    @property
+    def remedy(self) -> str:
+        return _REMEDIES[self.kind]
+
     def _lost(self, what: str, why: str = "") -> Hopeless:
         told = what.format(file=f"The file {self.name!r} (job {self.job_id})", job=f"(job {self.job_id})")
-        return Hopeless("source_failed", " ".join(filter(None, (told, why, _REMEDIES[self.kind]))))
+        return Hopeless("source_failed", " ".join(filter(None, (told, why, self.remedy))))
 
 
 _FAILED = defaultdict(
@@ -83,7 +92,7 @@ class Sources:
     """All of them, in the order in which their rows are wanted."""
 
     def __init__(self, sources: Sequence[Source], *, log: EventLog, tenant: str) -> None:
-        self.ingests = [Ingest(job_id=source.job_id) for source in sources]
+        self.awaited = [Awaited(job_id=source.job_id) for source in sources]
         self._log = log
         self._tenant = tenant
         self._heard: set[str] = set()
@@ -92,24 +101,24 @@ class Sources:
     async def look(self) -> bool:
         """Whether all have ended."""
         self._stirred.clear()
-        for ingest in self._running():
-            await ingest.look(self._log, self._tenant)
+        for job in self._running():
+            await job.look(self._log, self._tenant)
         return not self._running()
 
     def hear(self, job_id: str) -> None:
         """The bus says that a preparation has ended."""
-        if any(ingest.job_id == job_id for ingest in self._running()):
+        if any(job.job_id == job_id for job in self._running()):
             self._heard.add(job_id)
             self._stirred.set()
 
     async def stirred(self) -> None:
         """When it is time for another look."""
-        known_to_end = any(ingest.job_id in self._heard for ingest in self._running())
+        known_to_end = any(job.job_id in self._heard for job in self._running())
         try:
             async with asyncio.timeout(SOON if known_to_end else LOOK):
                 await self._stirred.wait()
         except TimeoutError:
             return
 
-    def _running(self) -> list[Ingest]:
-        return [ingest for ingest in self.ingests if not ingest.ended]
+    def _running(self) -> list[Awaited]:
+        return [job for job in self.awaited if not job.ended]

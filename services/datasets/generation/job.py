@@ -117,7 +117,7 @@ class Generate(Preparation):
         while not await self._sources.look():
             await self._sources.stirred()
             await self.look()
-        (source,) = self._sources.ingests
+        (source,) = self._sources.awaited
         self._claims = [part.content for part in sorted(source.parts, key=lambda part: part.part)]
         async with self._turns:
             await self._generate()
