@@ -3,10 +3,12 @@
 from .bus import BusCredentialCreated, BusCredentialRevoked
 from .catalog import EVENTS, Unreadable, decode, encode, schema, uuid7
 from .credits import CreditCaptured, CreditGranted, CreditReleased, CreditReserved, QuotaTaken
+from .datasets import DatasetCreated, DatasetDeleted, DatasetRunStarted
 from .envelope import Claim, CloudEvent, Event, Origin, Recorded
 from .examples import ExampleDeleted, ExampleEdited, ExampleMarked
 from .exports import ExportCancelled, ExportCompleted, ExportedFile, ExportFailed, ExportProgressed, ExportStarted
 from .jobs import JobCancelRequested, JobCreated
+from .models import ModelCreated, ModelDeleted
 from .names import NameClaimed, NameReleased
 from .preparation import PreparationCancelled, PreparationCompleted, PreparationFailed, PreparationProduced, PreparationProgressed, PreparationStarted
 from .projects import (
@@ -20,7 +22,21 @@ from .projects import (
     ProjectUpdated,
     ProjectWorkStarted,
 )
-from .specs import ChunkInputs, ChunkSpec, ExportInputs, FineTune, GenerateInputs, GenerateSpec, Source, TrainInputs
+from .specs import (
+    ChunkInputs,
+    ChunkSpec,
+    Column,
+    DatasetInputs,
+    DatasetSpec,
+    ExportInputs,
+    FineTune,
+    Fit,
+    FitInputs,
+    GenerateInputs,
+    GenerateSpec,
+    Source,
+    TrainInputs,
+)
 from .storable import NotStorable, why_not_storable
 from .subjects import Address, address, kind, story
 from .training import (
@@ -57,10 +73,16 @@ __all__ = [
     "ChunkSpec",
     "Claim",
     "CloudEvent",
+    "Column",
     "CreditCaptured",
     "CreditGranted",
     "CreditReleased",
     "CreditReserved",
+    "DatasetCreated",
+    "DatasetDeleted",
+    "DatasetInputs",
+    "DatasetRunStarted",
+    "DatasetSpec",
     "Event",
     "ExampleDeleted",
     "ExampleEdited",
@@ -74,10 +96,14 @@ __all__ = [
     "ExportedFile",
     "File",
     "FineTune",
+    "Fit",
+    "FitInputs",
     "GenerateInputs",
     "GenerateSpec",
     "JobCancelRequested",
     "JobCreated",
+    "ModelCreated",
+    "ModelDeleted",
     "NameClaimed",
     "NameReleased",
     "NotStorable",

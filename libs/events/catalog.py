@@ -7,13 +7,13 @@ from typing import Any
 
 import msgspec
 
-from . import bus, credits, examples, exports, jobs, names, preparation, projects, training, users, webhooks, workspaces
+from . import bus, credits, datasets, examples, exports, jobs, models, names, preparation, projects, training, users, webhooks, workspaces
 from .envelope import CloudEvent, Event, Origin, Recorded
 from .storable import NotStorable, why_not_storable
 from .subjects import address, home, kind, subject
 from .upcast import upcast
 
-FILES: tuple[ModuleType, ...] = (jobs, preparation, training, exports, projects, examples, users, names, workspaces, credits, webhooks, bus)
+FILES: tuple[ModuleType, ...] = (jobs, preparation, training, exports, projects, examples, datasets, models, users, names, workspaces, credits, webhooks, bus)
 EVENTS: dict[str, type[Event]] = {
     kind(thing): thing for file in FILES for thing in vars(file).values() if isinstance(thing, type) and issubclass(thing, Event) and thing is not Event
 }

@@ -16,6 +16,8 @@ class ExportedFile(msgspec.Struct, frozen=True, kw_only=True):
 class ExportStarted(Event, frozen=True, kw_only=True, tag="export.started"):
     KEY = ("job_id",)
     job_id: str
+    merged: bool = False
+    """What is exported was merged first, by another stage of this job."""
 
 
 class ExportProgressed(Event, frozen=True, kw_only=True, tag="export.progress"):
@@ -26,6 +28,9 @@ class ExportProgressed(Event, frozen=True, kw_only=True, tag="export.progress"):
     done: int
     total: int
     doing: str = ""
+    made: int = 0
+    """Of `done`, what took the latest `seconds` of the work; 0: how fast it goes isn't known."""
+    seconds: float = 0.0
 
 
 class ExportCompleted(Event, frozen=True, kw_only=True, tag="export.completed"):

@@ -15,6 +15,11 @@ class PreparationProgressed(Event, frozen=True, kw_only=True, tag="preparation.p
     job_id: str
     done: int
     total: int
+    made: int = 0
+    """Of `done`, what whoever tells this did in the latest `seconds` of the work; 0: how fast it goes isn't known."""
+    seconds: float = 0.0
+    message: str = ""
+    """What the work waits for, where it waits."""
 
 
 class PreparationProduced(Event, frozen=True, kw_only=True, tag="preparation.produced"):

@@ -85,11 +85,14 @@ class ProjectWorkStarted(Event, frozen=True, kw_only=True, tag="project.work_sta
     project_id: str
     job_id: str
     kind: str
+    merged: bool = False
+    """Of an export: the whole model is wanted, too."""
 
 
 class ProjectDeleted(Event, frozen=True, kw_only=True, tag="project.deleted"):
-    """The project, its files, examples and objects are gone. `job_ids` are the jobs whose objects go along."""
+    """The project, its files, its examples and the objects of all its jobs are gone. Which jobs it had is in its own facts: there may be more than one fact holds."""
 
     KEY = ("project_id",)
     project_id: str
     job_ids: list[str] = []
+    """Some of them. Nobody fills it any more."""

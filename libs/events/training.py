@@ -14,6 +14,8 @@ class TrainingStarted(Event, frozen=True, kw_only=True, tag="training.started"):
     worker: str = ""
     device: str = ""
     resumed_from: int = 0
+    merge: bool = False
+    """Nothing is trained: what another job has trained is merged into its base, for the export that follows."""
 
 
 class TrainingProgressed(Event, frozen=True, kw_only=True, tag="training.progress"):
@@ -28,6 +30,11 @@ class TrainingProgressed(Event, frozen=True, kw_only=True, tag="training.progres
     metrics: dict[str, float | None] = {}
     nonfinite: dict[str, str] = {}
     """Metrics that are no numbers (`nan`, `inf`, `-inf`); they are None in `metrics`."""
+    made: int = 0
+    """Steps that took the latest `seconds` of this attempt; 0: how fast it goes isn't known."""
+    seconds: float = 0.0
+    doing: str = ""
+    """Of a merge, for people: `step` of `total_steps` is then how far its job is, with the export that follows."""
 
 
 class TrainingBatchReduced(Event, frozen=True, kw_only=True, tag="training.batch_reduced"):
@@ -64,7 +71,7 @@ class TrainingEvaluated(Event, frozen=True, kw_only=True, tag="training.evaluate
 
 
 class TrainingSampled(Event, frozen=True, kw_only=True, tag="training.sampled"):
-    """What the model says: `samples` are objects with a prompt and what came of it."""
+    """What the model says: `samples` are objects with a prompt and what came of it; at the end of a run with what came of it `before`, too."""
 
     KEY = ("job_id",)
     job_id: str

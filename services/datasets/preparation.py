@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar
 from libs.config import Datasets
 from libs.events import Claim, JobCreated, PreparationCancelled, PreparationFailed, PreparationProduced, PreparationProgressed, PreparationStarted, Recorded
 from libs.events.log import EventLog
+from libs.pace import Pace
 from libs.runtime.stage import Ended, Stage
 from libs.runtime.waiting import Stopped, unless
 from libs.storage import Storage
@@ -48,7 +49,8 @@ class Preparation(Stage, ABC):
         self.storage = storage
         self.threads = threads
         self.settings = settings
-        self._reported = (0.0, 0)
+        self._reported = (0.0, 0, "")
+        self.pace = Pace()
 
     @abstractmethod
     async def prepare(self) -> None:
@@ -61,7 +63,7 @@ class Preparation(Stage, ABC):
         """Does work as long as the job wants it, and tells how the job ended where it did."""
         try:
             await self.look()
-            self._reported = (asyncio.get_running_loop().time(), 0)
+            self._reported = (asyncio.get_running_loop().time(), 0, "")
             await unless(self.cancel_asked, work())
         except Ended:
             return
@@ -77,21 +79,23 @@ class Preparation(Stage, ABC):
         log.warning("preparation failed", extra={"job": self.job_id, "code": code})
         await self._end(PreparationFailed(job_id=self.job_id, code=code, message=message))
 
-    async def attend(self, work: "asyncio.Future[T]", *, done: Callable[[], int], total: int) -> T:
-        """What the work gives, with a look at the log and a word about progress now and then until then."""
+    async def attend(self, work: "asyncio.Future[T]", *, done: Callable[[], int], total: int, waiting: Callable[[], str] = str) -> T:
+        """What the work gives, with a look at the log and a word about progress now and then until then. `waiting`: for what, in words, if for anything."""
+        self.pace.note(done(), at=asyncio.get_running_loop().time())
         while True:
             await asyncio.wait({work}, timeout=HEARTBEAT)
             await self.look()
-            await self._report(done(), total)
+            await self._report(done(), total, waiting())
             if work.done():
                 return work.result()
 
-    async def _report(self, done: int, total: int) -> None:
-        at, reported = self._reported
+    async def _report(self, done: int, total: int, message: str) -> None:
+        at, reported, said = self._reported
         now = asyncio.get_running_loop().time()
-        if now - at >= HEARTBEAT and done > reported:
-            self._reported = (now, done)
-            await self.append(PreparationProgressed(job_id=self.job_id, done=done, total=total))
+        self.pace.note(done, at=now)
+        if now - at >= HEARTBEAT and (done > reported or message != said):
+            self._reported, speed = (now, done, message), self.pace.speed
+            await self.append(PreparationProgressed(job_id=self.job_id, done=done, total=total, made=speed.made, seconds=speed.seconds, message=message))
 
     async def _end(self, event: PreparationFailed | PreparationCancelled) -> None:
         await self.end(event, cancelled=PreparationCancelled(job_id=self.job_id))

@@ -27,6 +27,7 @@ from libs.events import (
     decode,
 )
 from libs.rows import REFUSED_BY_PERSON
+from libs.sources import of_project
 from libs.storage import Damaged, Missing
 
 from .preparation import Hopeless, Preparation
@@ -77,6 +78,8 @@ class Edits:
     """By example. What was written anew lies in a file: of that there may be much."""
 
     def __init__(self, file: IO[bytes]) -> None:
+        self.mended = set[str]()
+        """Jobs of whose rows somebody made one usable."""
         self._file = file
         self._of: dict[str, Edit] = {}
 
@@ -89,11 +92,14 @@ class Edits:
             case ExampleEdited(data=data, split=split):
                 edit.split = split or edit.split
                 if data is not None:
+                    self.mended.add(event.job_id)
                     content = msgspec.json.encode(data)
                     edit.format, edit.place = event.format, (self._file.seek(0, SEEK_END), len(content))
                     self._file.write(content)
             case ExampleMarked(is_valid=is_valid):
                 edit.is_valid = is_valid
+                if is_valid:
+                    self.mended.add(event.job_id)
             case ExampleDeleted():
                 edit.deleted = True
 
@@ -170,9 +176,10 @@ class Snapshot(Preparation):
         if not await sources.look():
             raise NotYet
         await self.begin()
-        parts = [(job, part) for job in sources.awaited for part in job.parts if part.file_id not in self._deleted_files]
         with TemporaryFile() as file, TemporaryFile() as edited:  # without names: they are gone with this process, however that ends
-            draft = Draft(file, edits=await self._edits(edited), total=sum(part.content.size for _, part in parts))
+            edits = await self._edits(edited)
+            parts = [(job, part) for job in sources.awaited if self._wanted(job, edits) for part in job.parts if part.file_id not in self._deleted_files]
+            draft = Draft(file, edits=edits, total=sum(part.content.size for _, part in parts))
             await self._attended(self._copy(parts, draft), draft)
             if not draft.splits["train"]:
                 raise _nothing_to_learn_from(draft)
@@ -207,7 +214,8 @@ class Snapshot(Preparation):
 
     async def _open(self) -> Sources:
         """Those of the sources whose files were not deleted before the job was created. What was made of several files loses the parts of those that were."""
-        inputs = msgspec.convert(self.job.inputs, TrainInputs)
+        inputs = self._inputs
+        wanted = inputs.sources or await of_project(self.log, self.tenant, inputs.project_id, position=self.position)
         deleted, files = set[str](), set[str]()
         async for raw in self.log.scan_to(f"ev.{self.tenant}.project.file_deleted.{inputs.project_id}", last=self.position):
             event = decode(raw.data, seq=raw.seq, subject=raw.subject).event
@@ -215,8 +223,17 @@ class Snapshot(Preparation):
             deleted.add(event.job_id)
             files.add(event.file_id)
         self._deleted_files = files
-        self._sources = Sources([source for source in inputs.sources if source.job_id not in deleted], log=self.log, tenant=self.tenant)
+        self._sources = Sources([source for source in wanted if source.job_id not in deleted], log=self.log, tenant=self.tenant)
         return self._sources
+
+    @property
+    def _inputs(self) -> TrainInputs:
+        return msgspec.convert(self.job.inputs, TrainInputs)
+
+    def _wanted(self, job: Awaited, edits: Edits) -> bool:
+        """Whoever asked for the training knew already that a file holds nothing: it may have been deleted since."""
+        known_barren = 0 < job.barren_since < self.position
+        return bool(self._inputs.sources) or not known_barren or job.job_id in edits.mended
 
     async def _edits(self, file: IO[bytes]) -> Edits:
         """Of the examples that people edited, judged or deleted before the job was created."""

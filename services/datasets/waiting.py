@@ -34,6 +34,8 @@ class Awaited(msgspec.Struct, kw_only=True):
     """Of the file that it read, where it read one."""
     parts: list[PreparationProduced] = []
     ended: bool = False
+    barren_since: int = 0
+    """Where it ended without a usable row, if it did."""
     read: int = 0
 
     async def look(self, log: EventLog, tenant: str) -> None:
@@ -46,8 +48,8 @@ class Awaited(msgspec.Struct, kw_only=True):
                     self.name = inputs.get("file", {}).get("filename", "")
                 case PreparationProduced() as part:
                     self.parts.append(part)
-                case PreparationCompleted():
-                    self.ended = True
+                case PreparationCompleted(valid=valid):
+                    self.ended, self.barren_since = True, 0 if valid else recorded.seq
                 case PreparationFailed(message=message):
                     raise self._lost(_FAILED[self.kind], message)
                 case PreparationCancelled():

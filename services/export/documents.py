@@ -38,7 +38,7 @@ def training_config(run: Run) -> bytes:
                     {"job_id": source.job_id, "file_id": source.file_id, "filename": file.filename, "sha256": file.sha256}
                     if (file := run.files.get(source.job_id))
                     else {"job_id": source.job_id, "file_id": source.file_id}
-                    for source in run.inputs.sources
+                    for source in run.sources
                 ],
             },
             "steps": run.completed.step,

@@ -21,6 +21,7 @@ from libs.events import (
     Recorded,
 )
 from libs.events.log import EventLog
+from libs.pace import Pace
 from libs.runtime.stage import Ended, Stage
 from libs.runtime.waiting import Stopped, unless
 from libs.storage import Missing, Storage
@@ -59,6 +60,7 @@ class Export:
         self._stage = Stage(created, category="export", event_log=event_log)
         self._now = ExportProgressed(job_id=self.job_id, done=0, total=0)
         self._told = (0.0, self._now)
+        self._pace = Pace()
 
     @property
     def cancel_asked(self) -> asyncio.Event:
@@ -145,9 +147,10 @@ class Export:
     async def _tell(self) -> None:
         at, told = self._told
         now = asyncio.get_running_loop().time()
+        self._pace.note(self._now.done, at=now)
         if now - at >= HEARTBEAT and self._now != told:
-            self._told = (now, self._now)
-            await self._stage.append(self._now)
+            self._told, speed = (now, self._now), self._pace.speed
+            await self._stage.append(msgspec.structs.replace(self._now, made=speed.made, seconds=speed.seconds))
 
 
 def _question(trained: Run, copies: dict[str, Copy]) -> Question:

@@ -212,7 +212,7 @@ def _lineage(run: Run) -> Iterator[str]:
         ["File", "sha256", "Read by job"],
         [
             [text(file.filename), code(file.sha256), code(source.job_id)] if (file := run.files.get(source.job_id)) else ["—", "—", code(source.job_id)]
-            for source in run.inputs.sources
+            for source in run.sources
         ],
     )
 

@@ -15,6 +15,7 @@ from libs.events import (
     ProjectFilesAdded,
     ProjectUpdated,
     Recorded,
+    Source,
     TrainingAttemptLost,
     TrainingBatchReduced,
     TrainingCancelled,
@@ -29,6 +30,7 @@ from libs.events import (
     story,
 )
 from libs.events.log import EventLog
+from libs.sources import of_project
 
 from .refused import Refused
 
@@ -52,6 +54,8 @@ class Run(msgspec.Struct, kw_only=True):
     evaluations: list[TrainingEvaluated]
     samples: list[TrainingSampled]
     project_name: str = ""
+    sources: list[Source] = []
+    """Whose rows it learned from."""
     files: dict[str, File] = {}
     """By the ingest job that read them."""
 
@@ -68,6 +72,7 @@ class Run(msgspec.Struct, kw_only=True):
 async def read(event_log: EventLog, *, tenant: str, job_id: str, project_id: str, until: int) -> Run:
     """Facts behind `until` are left out: who reads again after a crash reads the same."""
     run = _fold(await _facts(event_log, story(tenant, job_id), until), project_id)
+    run.sources = run.inputs.sources or await of_project(event_log, tenant, project_id, position=run.created.seq)
     for fact in await _facts(event_log, Address(tenant=tenant, category="project", key=(project_id,)).guard, until):
         match fact.event:
             case ProjectCreated(name=name):

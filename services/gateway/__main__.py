@@ -99,7 +99,7 @@ async def serve(settings: Gateway, stop: asyncio.Event) -> None:
     app = create_app(parts, limits)
     server = Server(app, host=settings.host, port=settings.port)
     reacting = broker(settings.nats_url, name="gateway")
-    reactions.subscribe(reacting, storage, event_log, commands)
+    reactions.subscribe(reacting, storage, event_log, commands, db)
     await progress.listen(nc)
     await live.listen(nc)
     await unless(stop, reacting.start())

@@ -25,7 +25,7 @@ from services.gateway.api.lora import credits
 from services.gateway.api.problems import problem
 from services.gateway.api.requests import AnyRequest, find
 from services.gateway.api.unknown import refuse_unknown_keys
-from services.gateway.api.v2 import bus_credentials, events, keys, users, workspaces
+from services.gateway.api.v2 import bus_credentials, events, keys, presets, users, workspaces
 from services.gateway.api.v2 import credits as grants
 from services.gateway.audience import Audience
 from services.gateway.bus_access import Doorkeeper
@@ -63,6 +63,7 @@ ROOMS = {
     bus_credentials: "v2: events",
     workspaces: "v2: people",
     grants: "v2: people",
+    presets: "v2: presets",
     credits: "lora-training: credits",
 }
 JSON_LIMIT = 1024 * 1024

@@ -8,10 +8,10 @@ import asyncpg
 import msgspec
 from prometheus_client import Counter
 
-from libs.events import Claim
+from libs.events import Claim, Column
 from libs.runtime.waiting import within
 from libs.storage import Damaged, Missing, Storage, StorageDown
-from services.gateway.domain.jobs import CHUNK
+from services.gateway.domain.jobs import CHUNK, PREPARE
 from services.gateway.views import chunks, examples, leases
 from services.gateway.views.database import DOWN, UNFIT
 from services.gateway.views.progress import Progress
@@ -44,6 +44,7 @@ EXAMPLES = (
     "token_count",
     "created_at",
 )
+COLUMNS = ("id", "dataset_id", "position", "name", "role", "about")
 CHUNKS = ("id", "tenant", "project_id", "file_id", "job_id", "position", "chunk_index", "content", "token_count", "metadata", "created_at")
 
 
@@ -78,8 +79,9 @@ class Broken(Exception):
     """The part is there, but isn't what a part must be."""
 
 
-_lines = msgspec.json.Decoder(Line)
-_chunks = msgspec.json.Decoder(Chunk)
+_LINES = msgspec.json.Decoder(Line)
+_OTHERS: dict[str, msgspec.json.Decoder[Any]] = {CHUNK: msgspec.json.Decoder(Chunk), PREPARE: msgspec.json.Decoder(Column)}
+"""Kinds of jobs whose lines are no rows that could be learned from."""
 
 
 class Loader:
@@ -143,12 +145,13 @@ async def load_next(db: asyncpg.Pool, storage: Storage) -> bool:
     return True
 
 
-async def _read(part: asyncpg.Record, storage: Storage) -> list[Line] | list[Chunk]:
+async def _read(part: asyncpg.Record, storage: Storage) -> list[Any]:
+    """Records, of the kind that the job makes."""
     if part["size"] > LARGEST:
         raise Broken(f"{part['size']} bytes are more than a part may have")
     data = await storage.get(Claim(key=part["key"], sha256=part["sha256"], size=part["size"]))
     try:
-        records = _chunks.decode_lines(data) if part["kind"] == CHUNK else _lines.decode_lines(data)
+        records = _OTHERS.get(part["kind"], _LINES).decode_lines(data)
     except msgspec.MsgspecError as error:
         raise Broken(str(error)) from error
     if len(records) != part["rows"]:
@@ -156,7 +159,7 @@ async def _read(part: asyncpg.Record, storage: Storage) -> list[Line] | list[Chu
     return records
 
 
-async def _write(session: Any, part: asyncpg.Record, records: list[Line] | list[Chunk], error: str) -> None:
+async def _write(session: Any, part: asyncpg.Record, records: list[Any], error: str) -> None:
     """What the rows were made from may have been deleted meanwhile; then they aren't loaded and nothing remains."""
     made_from = {row["id"] for row in await session.fetch(_MADE_FROM, part["job_id"], part["project_id"], part["kind"])}  # before parts, as the projector does
     if not await session.fetchval("select true from parts where id = $1 and state = 'pending' for update", part["id"]):
@@ -166,7 +169,9 @@ async def _write(session: Any, part: asyncpg.Record, records: list[Line] | list[
         return
     if not error:
         rows = [row for line in records if (row := _row(part, line, made_from))]
-        if part["kind"] == CHUNK:
+        if part["kind"] == PREPARE:
+            await session.copy_records_to_table("dataset_columns", columns=COLUMNS, records=rows)
+        elif part["kind"] == CHUNK:
             await session.copy_records_to_table("chunks", columns=CHUNKS, records=rows)
         else:
             await _add_examples(session, part["project_id"], rows)
@@ -182,11 +187,13 @@ async def _add_examples(session: Any, project_id: str, rows: list[tuple[Any, ...
     await session.execute(f"select overlay_examples(array({edited}))", project_id, [row[0] for row in rows])
 
 
-_MADE_FROM = "select id from files where case when $3 = 'ingest' then job_id = $1 else project_id = $2 end for share"
+_MADE_FROM = "select id from files where case when $3 in ('ingest', 'prepare') then job_id = $1 else project_id = $2 end for share"
 """Held against the projector, which locks files first too: a file that is deleted from now on takes along what is loaded here."""
 
 
-def _row(part: asyncpg.Record, line: Line | Chunk, made_from: set[str]) -> tuple[Any, ...] | None:
+def _row(part: asyncpg.Record, line: Line | Chunk | Column, made_from: set[str]) -> tuple[Any, ...] | None:
+    if isinstance(line, Column):
+        return (f"{part['job_id']}/{line.index}", part["dataset_id"], line.index, line.name, line.role, msgspec.json.encode(line))
     file_id = line.file_id or next(iter(made_from))
     if file_id not in made_from:
         return None

@@ -24,6 +24,8 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
 KINDS = {
     "project_id": Kind(category="project", place="select tenant from projects where id = $1"),
     "job_id": Kind(category="job", place="select tenant from jobs where id = $1"),
+    "dataset_id": Kind(category="dataset", place="select tenant from datasets where id = $1"),
+    "model_id": Kind(category="model", place="select tenant from models where id = $1"),
     "webhook_id": Kind(category="webhook", place="select tenant from webhooks where id = $1", reading=MANAGE, changing=MANAGE),
 }
 """By the name that the id has in a path. What is part of something bigger has that one's id before its own."""

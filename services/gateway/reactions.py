@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from datetime import timedelta
+from functools import partial
 
 import asyncpg
 
@@ -28,8 +30,10 @@ from libs.runtime.broker import Broker, react
 from libs.storage import Storage, StorageDown
 from services.gateway.commands import Commands
 from services.gateway.domain.credit import Settle, settlement
-from services.gateway.domain.errors import Conflicted
-from services.gateway.views import leases, objects
+from services.gateway.domain.errors import Conflicted, JobEnded
+from services.gateway.domain.jobs import CancelJob
+from services.gateway.domain.project import DELETED
+from services.gateway.views import jobs, leases, objects
 from services.gateway.views.database import DOWN
 from services.gateway.views.progress import Progress
 
@@ -40,16 +44,34 @@ ENDS: tuple[type[Event], ...] = (PreparationFailed, PreparationCancelled, Traini
 SWEEP_EVERY = 3600.0
 CAUGHT_UP = 10.0
 """Seconds that a sweep waits for the views: while people work they are always a moment behind."""
+AT_ONCE = 16
 SHOWN = 2.0
 """Seconds that a settlement waits for them, before another gateway may: one that has just started doesn't know how far they are until something happens."""
 
 
-def subscribe(broker: Broker, storage: Storage, event_log: EventLog, commands: Commands) -> None:
+def subscribe(broker: Broker, storage: Storage, event_log: EventLog, commands: Commands, db: asyncpg.Pool) -> None:
     async def remove_project(recorded: Recorded) -> None:
-        """What nobody can reach any more needs no room."""
+        """What nobody can reach any more needs no room, and no work."""
         assert isinstance(recorded.event, ProjectDeleted)
-        for owner in (recorded.event.project_id, *recorded.event.job_ids):
-            await storage.delete_folder(f"{recorded.tenant}/{owner}")
+        project_id = recorded.event.project_id
+        if not await commands.visible(recorded.seq, patience=SHOWN):
+            raise Unavailable(f"the views don't show the end of project {project_id} yet")  # nor, perhaps, all of its jobs
+        try:
+            found = await jobs.all_of_project(db, recorded.tenant, project_id)
+        except DOWN as error:
+            raise Unavailable(f"jobs of project {project_id}: {str(error) or type(error).__name__}") from error
+        await _a_few_at_once(partial(cancel, recorded), [id for id, goes_on in found if goes_on])
+        await _a_few_at_once(lambda owner: storage.delete_folder(f"{recorded.tenant}/{owner}"), [project_id, *(id for id, _ in found)])
+
+    async def cancel(because: Recorded, job_id: str) -> None:
+        """One for which the batch had no room."""
+        origin = Origin(tenant=because.tenant, correlation=because.envelope.correlationid, causation=because.id, traceparent=because.envelope.traceparent)
+        try:
+            await commands.run(CancelJob(job_id=job_id, reason=DELETED), origin=origin)
+        except JobEnded:
+            return
+        except (Conflicted, *DOWN) as error:
+            raise Unavailable(f"job {job_id}: {str(error) or type(error).__name__}") from error
 
     async def remove_file(recorded: Recorded) -> None:
         assert isinstance(recorded.event, ProjectFileDeleted)
@@ -78,6 +100,12 @@ def subscribe(broker: Broker, storage: Storage, event_log: EventLog, commands: C
         react(broker, end, durable=f"gateway-settle-{kind(end).replace('.', '-')}", to=settle, give_up=_never)
     react(broker, ProjectDeleted, durable="gateway-remove-project", to=remove_project, give_up=_left_to_the_sweep)
     react(broker, ProjectFileDeleted, durable="gateway-remove-file", to=remove_file, give_up=_left_to_the_sweep)
+
+
+async def _a_few_at_once(do: Callable[[str], Awaitable[None]], ids: Sequence[str]) -> None:
+    """A project may have thousands of jobs."""
+    for start in range(0, len(ids), AT_ONCE):
+        await asyncio.gather(*map(do, ids[start : start + AT_ONCE]))
 
 
 async def _first(event_log: EventLog, before: Recorded, subject: str) -> Recorded | None:

@@ -7,11 +7,13 @@ import asyncpg
 
 from libs.events import Address, story
 from services.gateway.commands import Beside, Room
-from services.gateway.domain import bus, credit, example, jobs, project, quota, user, webhook, workspace
+from services.gateway.domain import bus, credit, dataset, example, jobs, model, project, quota, user, webhook, workspace
 from services.gateway.domain.bus import BusAccess, CreateCredential, RevokeCredential
 from services.gateway.domain.credit import Grant, Purse, Settle
+from services.gateway.domain.dataset import CreateDataset, Dataset, DeleteDataset, StartFit
 from services.gateway.domain.example import ChangeExample, DeleteExample, Example
 from services.gateway.domain.jobs import CancelJob, Job
+from services.gateway.domain.model import DeleteModel, Model
 from services.gateway.domain.project import (
     AddFiles,
     ChangeProject,
@@ -40,8 +42,10 @@ from services.gateway.domain.webhook import (
 from services.gateway.domain.workspace import AddMember, ChangeMember, RemoveMember, Workspace
 from services.gateway.views import bus as bus_views
 from services.gateway.views import credits as credit_views
+from services.gateway.views import datasets as dataset_views
 from services.gateway.views import examples as example_views
 from services.gateway.views import jobs as job_views
+from services.gateway.views import models as model_views
 from services.gateway.views import projects as project_views
 from services.gateway.views import users as user_views
 from services.gateway.views import webhooks as webhook_views
@@ -72,6 +76,28 @@ def rooms(db: asyncpg.Pool) -> list[Room[Any]]:
             evolve=project.evolve,
             decide=project.decide,
             beside=lambda command: _money_and_place(command.starter) if isinstance(command, StartTraining) else (),
+        ),
+        Room(
+            category="dataset",
+            state=Dataset,
+            commands=(CreateDataset, DeleteDataset, StartFit),
+            founders=(CreateDataset,),
+            endings=(DeleteDataset,),
+            key=lambda command: (command.dataset_id,),
+            load=partial(dataset_views.load, db),
+            evolve=dataset.evolve,
+            decide=dataset.decide,
+            beside=lambda command: _money_and_place(command.starter) if isinstance(command, StartFit) else (),
+        ),
+        Room(
+            category="model",
+            state=Model,
+            commands=(DeleteModel,),
+            endings=(DeleteModel,),
+            key=lambda command: (command.model_id,),
+            load=partial(model_views.load, db),
+            evolve=model.evolve,
+            decide=model.decide,
         ),
         Room(
             category="credit",

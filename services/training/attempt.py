@@ -13,6 +13,7 @@ import nats.errors
 import prometheus_client
 
 from libs.events import Claim, Event, FineTune, TrainingCancelled, TrainingCheckpointed, TrainingCompleted, TrainingFailed, TrainingStarted
+from libs.pace import Pace
 from libs.runtime.waiting import Stopped as Interrupted
 from libs.runtime.waiting import unless
 from libs.storage import Missing, StorageDown
@@ -58,6 +59,7 @@ class Attempt:
         self._link: Link | None = None
         self._hello: Hello | None = None
         self._ready: Ready | None = None
+        self._pace = Pace()
         self._told: tuple[float, int] = (0.0, 0)
         """When progress was told last, and the step."""
 
@@ -125,7 +127,7 @@ class Attempt:
 
     async def _forked(self, spec: RunSpec) -> Child:
         offline = models.at_hand(self._tuning, self._place.models)
-        environ = self._slot.environ | ({"HF_HUB_OFFLINE": "1", "HF_TOKEN": ""} if offline else {})
+        environ = self._slot.environ | (models.OFFLINE if offline else {})
         try:
             return await self._unless_told(self._place.children.start(spec, environ=environ, offline=offline))
         except Gone as error:
@@ -287,11 +289,12 @@ class Attempt:
         at, told = self._told
         if last is None or last.step == told:
             return
+        self._pace.note(last.step, at=now)
         total = self._ready.total_steps if self._ready else last.step
         due = now - at >= self._place.timing.progress and self._facts.empty()
         if final or due or last.step * TENTHS // max(total, 1) > told * TENTHS // max(total, 1):
             self._told = (now, last.step)
-            self._facts.put_nowait(telling.progress(last, job_id=self._job_id, attempt=self._number, total=total))
+            self._facts.put_nowait(telling.progress(last, job_id=self._job_id, attempt=self._number, total=total, pace=self._pace.speed))
 
     async def _keep(self, kept: Kept) -> None:
         """Stored before it is told."""

@@ -28,6 +28,10 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     threads: int = 1
     cache: str = ""
     """Where downloaded models are kept between runs."""
+    merge: str = ""
+    """A folder with an adapter that `tuning` made: it is merged into its base, and nothing is trained. Then there is no snapshot."""
+    texts: list[str] = []
+    """On which the merged model is compared with its base and the adapter."""
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True, tag_field="t"):

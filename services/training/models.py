@@ -6,6 +6,8 @@ from pathlib import Path
 from libs import tiny
 from libs.events import FineTune
 
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_TOKEN": ""}
+"""Environment of a child whose model is at hand."""
 _MARKS = ".complete"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from libs.events import Event, TrainingBatchReduced, TrainingEvaluated, TrainingProgressed, TrainingSampled
+from libs.pace import Speed
 
 from .frames import BatchReduced, Evaluated, FromChild, Sampled, Step
 
@@ -33,7 +34,7 @@ def fact(frame: FromChild, *, job_id: str, attempt: int) -> Event | None:
             return None
 
 
-def progress(frame: Step, *, job_id: str, attempt: int, total: int) -> Event:
+def progress(frame: Step, *, job_id: str, attempt: int, total: int, pace: Speed) -> Event:
     metrics = {
         "train_loss": frame.loss,
         "learning_rate": frame.lr,
@@ -43,7 +44,15 @@ def progress(frame: Step, *, job_id: str, attempt: int, total: int) -> Event:
     finite, nonfinite = told(metrics)
     epoch = frame.epoch if math.isfinite(frame.epoch) else 0.0
     return TrainingProgressed(
-        job_id=job_id, attempt=attempt, step=frame.step, total_steps=max(total, frame.step), epoch=epoch, metrics=finite, nonfinite=nonfinite
+        job_id=job_id,
+        attempt=attempt,
+        step=frame.step,
+        total_steps=max(total, frame.step),
+        epoch=epoch,
+        metrics=finite,
+        nonfinite=nonfinite,
+        made=pace.made,
+        seconds=pace.seconds,
     )
 
 

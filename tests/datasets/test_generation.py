@@ -24,6 +24,7 @@ from libs.events import (
     PreparationCompleted,
     PreparationFailed,
     PreparationProduced,
+    PreparationProgressed,
     ProjectFileDeleted,
     Recorded,
     Source,
@@ -517,6 +518,55 @@ async def test_progress_is_told_in_chunks(place: Servers, own_log: EventLog, sto
     assert [told["done"] for told in progress] == sorted({told["done"] for told in progress})
 
 
+async def test_how_fast_it_goes_is_told_with_its_progress(
+    place: Servers, own_log: EventLog, storage: Storage, log: EventLog, origin: Origin, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(preparation, "HEARTBEAT", 0.02)
+    created = await generate_job(log, origin, await chunked(log, storage, origin, stories(20)), examples_per_chunk=1)
+
+    async with model(taking(0.03, 0.05)) as there, asking(place, own_log, there, llm_concurrency=2) as service:
+        await work(service, created)
+
+    progress = [fact.event for fact in await facts(log, created) if isinstance(fact.event, PreparationProgressed)]
+    assert all(0 <= told.made <= told.done for told in progress)
+    assert progress[-1].made > 0
+    assert progress[-1].seconds > 0
+
+
+@pytest.mark.parametrize("server", ["hangs up", "has too much to do"])
+async def test_that_the_model_is_away_is_told_since_when_and_why_until_it_is_back(
+    place: Servers, own_log: EventLog, storage: Storage, log: EventLog, origin: Origin, monkeypatch: pytest.MonkeyPatch, server: str
+):
+    monkeypatch.setattr(preparation, "HEARTBEAT", 0.02)
+    monkeypatch.setattr(endpoint, "WORTH_TELLING", 0.05)
+    monkeypatch.setattr(endpoint, "LONGEST_DELAY", 0.05)
+    created = await generate_job(log, origin, await chunked(log, storage, origin, stories(8)), examples_per_chunk=1)
+
+    async def messages() -> list[str]:
+        return [fact.event.message for fact in await facts(log, created) if isinstance(fact.event, PreparationProgressed)]
+
+    async def spoken() -> list[str]:
+        return list(filter(None, await messages()))
+
+    busy = refusal(503, "warming up") if server == "has too much to do" else None
+    async with model(only(3, then=busy)) as there, asking(place, own_log, there) as service:
+        before = datetime.now(UTC)
+        working = asyncio.create_task(work(service, created))
+        await eventually(lambda: told(log, created), of=3)
+        if server == "hangs up":
+            await there.kill()
+        said = (await eventually(spoken))[0]
+        there.behave = taking(0.05, 0.1)
+        if server == "hangs up":
+            await there.start()
+        await working
+
+    assert said.startswith(f"Waiting for the language model at {there.url}/v1/chat/completions since {before:%Y-%m-%d}")
+    assert ("warming up" in said) == (server == "has too much to do")
+    assert (await complete(log, storage, created, of=8)).valid == 8
+    assert (await messages())[-1] == ""
+
+
 # Cancels
 
 
@@ -627,12 +677,12 @@ async def datasets(place: Servers, there: Model) -> AsyncIterator[Any]:
             yield service
 
 
-def only(answers: int) -> Behave:
-    """So many requests are answered, the others wait for ever."""
+def only(answers: int, *, then: bytes | None = None) -> Behave:
+    """So many requests are answered, the others all in one way, or never."""
     left = [good] * answers
 
     async def behave(asked: Asked) -> bytes | None:
-        return await left.pop()(asked) if left else None
+        return await left.pop()(asked) if left else then
 
     return behave
 

@@ -21,7 +21,6 @@ from libs.events import (
     ProjectCreated,
     ProjectFilesAdded,
     Recorded,
-    Source,
     TrainingAttemptLost,
     TrainingBatchReduced,
     TrainingCheckpointed,
@@ -85,14 +84,14 @@ class Trained:
         file = File(
             file_id=file_id,
             filename=f"rows {HOSTILE}.jsonl",
-            kind="dataset",
+            kind="dataset_upload",
             mime_type="application/jsonl",
             size=3,
             sha256=hashlib.sha256(b"rows").hexdigest(),
             key="k",
             job_id=ingest,
         )
-        inputs = TrainInputs(project_id=self.project_id, sources=[Source(job_id=ingest, file_id=file_id)])
+        inputs = TrainInputs(project_id=self.project_id)
         job: Any = {"job_id": self.job_id}
         before = {"prompt": f"Say {HOSTILE}", "completion": f"gibberish {HOSTILE}", "expected": "nothing"}
         after = {**before, "completion": f"as told {HOSTILE}"}

@@ -194,7 +194,7 @@ async def test_the_configuration_says_what_was_asked_and_what_was_trained_on(
     assert told["asked"] == trained.spec
     assert (told["resolved"]["seed"], told["resolved"]["num_epochs"]) == (7, 3.0)
     assert (told["data"]["rows"], told["data"]["log_position"], len(told["data"]["snapshot_sha256"])) == (110, 3, 64)
-    assert told["data"]["sources"][0]["filename"].endswith(".jsonl")
+    assert [source["filename"].endswith(".jsonl") for source in told["data"]["sources"]] == [True]
     assert told["base_config"]["model_type"] == "llama"
 
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from infra.embedded import Process, Servers
-from libs.events import Event, Origin, PreparationCancelled, PreparationCompleted, PreparationFailed, PreparationStarted
+from libs.events import Event, Origin, PreparationCancelled, PreparationCompleted, PreparationFailed, PreparationProgressed, PreparationStarted
 from libs.events.log import EventLog, Write
 from tests.kit.eventually import eventually
 from tests.kit.gateway import KEPT, bare, client, footprint, running, stored
@@ -586,6 +586,35 @@ async def test_a_job_is_told_as_its_story_goes(api: httpx.AsyncClient, log: Even
     assert ended["finished_at"] > ended["started_at"]
     assert (await api.get(f"/projects/{project}")).json()["stats"]["last_job_status"] == "success"
     assert (await api.delete(f"/projects/{project}")).status_code == 204
+
+
+async def test_a_job_tells_when_it_will_be_done_or_what_it_waits_for(api: httpx.AsyncClient, log: EventLog, project: str):
+    job = (await upload(api, project, ("a.jsonl", ROW))).json()["files"][0]["job_id"]
+    waiting = "Waiting for the language model at http://llm since 2026-11-21 10:00:00 UTC: it is away"
+
+    async def told(percent: int, message: str) -> dict[str, Any] | None:
+        seen = (await api.get(f"/jobs/{job}")).json()
+        return seen if (seen["progress_pct"], seen["message"]) == (percent, message) else None
+
+    queued = await seen_job(api, job, "queued")
+    await happens(log, PreparationStarted(job_id=job))
+    started = await seen_job(api, job, "running")
+    await happens(log, PreparationProgressed(job_id=job, done=200, total=1_000, made=200, seconds=100.0))
+    working = await eventually(lambda: told(20, ""))
+    await happens(log, PreparationProgressed(job_id=job, done=200, total=1_000, message=waiting))
+    stuck = await eventually(lambda: told(20, waiting))
+    await happens(log, PreparationProgressed(job_id=job, done=300, total=1_000, made=100, seconds=100.0))
+    again = await eventually(lambda: told(30, ""))
+    cancelled = await api.post(f"/jobs/{job}/cancel")
+    cancelling = (await api.get(f"/jobs/{job}")).json()
+
+    assert working
+    assert stuck
+    assert again
+    assert cancelled.status_code == 200
+    assert [seen["eta_seconds"] for seen in (queued, started, stuck, cancelling)] == [None] * 4
+    assert 380 < working["eta_seconds"] <= 400
+    assert 680 < again["eta_seconds"] <= 700
 
 
 @pytest.mark.parametrize(("asked", "field"), [({"type": "x" * 51}, "type"), ({"status": "bogus"}, "status"), ({"limit": "0"}, "limit")])

@@ -1,5 +1,7 @@
 """The rules of projects."""
 
+from uuid import uuid4
+
 import msgspec
 import pytest
 from hypothesis import given as examples
@@ -18,6 +20,7 @@ from libs.events import (
     ProjectRunStarted,
     ProjectUpdated,
     ProjectWorkStarted,
+    TrainInputs,
 )
 from services.gateway.domain.errors import (
     DomainError,
@@ -172,7 +175,7 @@ def test_a_project_with_a_running_job_is_not_deleted():
 def test_unless_its_jobs_are_cancelled_in_the_same_batch():
     decided = decide(given(evolve, CREATED, ADDED), DeleteProject(project_id="p", cancel=True))
 
-    assert decided == [JobCancelRequested(job_id="job-a", reason="project deleted"), ProjectDeleted(project_id="p", job_ids=["job-a"])]
+    assert decided == [JobCancelRequested(job_id="job-a", reason="project deleted"), ProjectDeleted(project_id="p")]
 
 
 def test_a_file_that_a_job_reads_is_not_deleted_unless_that_is_cancelled():
@@ -208,7 +211,7 @@ def test_a_training_is_one_batch_of_the_projects_fact_and_its_job():
     assert first == STARTED
     assert isinstance(job, JobCreated)
     assert (job.job_id, job.kind, job.stages, job.project_id, job.request) == ("train-1", "train", ["preparation", "training"], "p", "r")
-    assert job.inputs == {"project_id": "p", "sources": [{"job_id": "job-a", "file_id": "a"}]}
+    assert msgspec.convert(job.inputs, TrainInputs) == TrainInputs(project_id="p")
     assert msgspec.convert(job.spec, FineTune) == FineTune(base_model="some/llama", revision="abc", method="lora", lora_r=8, max_seq_length=2048)
 
 
@@ -262,14 +265,28 @@ def test_a_start_without_a_file_that_could_hold_a_row_is_refused():
             decide(project, START)
 
 
-def test_files_without_a_usable_row_are_left_out_of_a_training():
+def test_a_training_needs_one_file_with_a_usable_row():
     two = ProjectFilesAdded(project_id="p", files=[file("a"), file("b")])
-    project = msgspec.structs.replace(given(evolve, CREATED, two, RESOLVED), barren_jobs=frozenset({"job-a"}))
+    project = given(evolve, CREATED, two, RESOLVED)
 
-    _, job = decide(project, START)
+    assert decide(msgspec.structs.replace(project, barren_jobs=frozenset({"job-a"})), START)
+    with pytest.raises(NoTrainingData):
+        decide(msgspec.structs.replace(project, barren_jobs=frozenset({"job-a", "job-b"})), START)
 
-    assert isinstance(job, JobCreated)
-    assert [source["file_id"] for source in job.inputs["sources"]] == ["b"]
+
+def test_a_project_of_thousands_of_jobs_fits_into_facts_and_batches():
+    """A fact holds 64 KiB, a batch of the log 1,000 facts."""
+    uploads = [ProjectFilesAdded(project_id="p", files=[file(str(uuid4())) for _ in range(50)]) for _ in range(40)]
+    project = given(evolve, CREATED, RESOLVED, *uploads)
+
+    training = decide(project, START)
+    deletion = decide(project, DeleteProject(project_id="p", cancel=True))
+
+    assert len(project.active_jobs) == 2000
+    assert len(training) == 2
+    assert deletion[-1] == ProjectDeleted(project_id="p")
+    assert 0 < len(deletion) <= 200
+    assert recorded([*training, *deletion])  # none is refused as too large
 
 
 def test_a_file_that_a_queued_training_reads_is_not_deleted_but_one_that_came_later_is():
@@ -292,7 +309,7 @@ def test_a_deleted_project_takes_its_trainings_and_exports_along():
     assert decide(project, DeleteProject(project_id="p", cancel=True)) == [
         JobCancelRequested(job_id="export-1", reason="project deleted"),
         JobCancelRequested(job_id="train-1", reason="project deleted"),
-        ProjectDeleted(project_id="p", job_ids=["job-a", "export-1", "train-1"]),
+        ProjectDeleted(project_id="p"),
     ]
 
 

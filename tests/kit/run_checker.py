@@ -116,13 +116,31 @@ def _wrong_with_snapshot(evidence: Evidence, completed: Fact, created: Fact, par
     if (splits := dict(Counter(row["split"] for row in found))) != completed.data.get("splits"):
         yield f"its snapshot holds {splits}, {completed.data.get('splits')} were promised"
     gone = {fact.data["job_id"] for fact in evidence.facts if fact.type == "project.file_deleted" and fact.seq < created.seq}
-    wanted = [part for source in created.data["inputs"]["sources"] if source["job_id"] not in gone for part in parts[source["job_id"]]]
+    wanted = [part for job in _sources(evidence, created) if job not in gone for part in parts[job]]
     if any(part.data["content"]["key"] not in evidence.objects for part in wanted):
         return  # a source was deleted since
     deleted = {fact.data["example_id"] for fact in evidence.facts if fact.type == "example.deleted" and fact.seq < created.seq}
     rows = [row for part in wanted for row in evidence.lines(part.data["content"]["key"]) if row["valid"] and row["id"] not in deleted]
     if found != [{name: row[name] for name in ("id", "split", "format", "data")} for row in rows]:
         yield f"its snapshot holds {len(found)} rows, which are not the {len(rows)} of its sources"
+
+
+def _sources(evidence: Evidence, created: Fact) -> list[str]:
+    """The jobs that it names, or those that read the project's files when it was created: less those that had failed or been cancelled."""
+    if named := created.data["inputs"].get("sources"):
+        return [source["job_id"] for source in named]
+    found: dict[str, str] = {}
+    lost: set[str] = set()
+    for fact in evidence.facts:
+        if fact.seq > created.seq:
+            break
+        if fact.type == "project.files_added" and fact.data["project_id"] == created.data["project_id"]:
+            found |= {file["file_id"]: file["job_id"] for file in fact.data["files"] if file["kind"] == "dataset_upload"}
+        elif fact.type == "project.file_deleted":
+            found.pop(fact.data["file_id"], None)
+        elif fact.type in ("preparation.failed", "preparation.cancelled"):
+            lost.add(fact.data["job_id"])
+    return [job for job in found.values() if job not in lost]
 
 
 # Attempts

@@ -93,7 +93,7 @@ def _data(book: _Book) -> None:
     book.say("preparation.completed", job_id=INGEST, parts=2, rows=8, valid=6, refused={"empty": 2})
     book.say("example.deleted", project_id=PROJECT, example_id="row-1", job_id=FILE)
     book.say("project.run_started", project_id=PROJECT, job_id=RUN)
-    book.job(RUN, "train", ["preparation", "training"], spec=SPEC, inputs={"project_id": PROJECT, "sources": [{"job_id": INGEST, "file_id": FILE}]})
+    book.job(RUN, "train", ["preparation", "training"], spec=SPEC, inputs={"project_id": PROJECT, "sources": []})
     learned = [{name: row[name] for name in ("id", "split", "format", "data")} for row in rows if row["valid"] and row["id"] != "row-1"]
     book.say("preparation.started", job_id=RUN)
     book.say(

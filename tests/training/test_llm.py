@@ -387,6 +387,21 @@ def test_weights_in_half_precision_have_masters_that_take_small_steps():
     assert layer.weight.float().mean().item() == pytest.approx(1 - 60e-4, abs=4e-3)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_8bit", "adafactor"])
+def test_each_optimizer_learns_and_goes_on_from_a_checkpoint_as_if_nothing_had_happened(tmp_path, cache, optimizer):
+    wanted: dict[str, Any] = {"method": "full", "optimizer": optimizer, "max_steps": 6, "save_steps": 3, "learning_rate": 0.003}
+    whole = kit.train(kit.spec(tmp_path / "whole", kit.sums(8), cache=cache, **wanted))
+
+    resumed = kit.train(kit.spec(tmp_path / "again", kit.sums(8), cache=cache, attempt=2, resume=whole.of(Checkpoint)[0].path, **wanted))
+
+    losses = [step.loss for step in whole.of(Step)]
+    assert losses[-1] < losses[0] - 0.3
+    assert [step.loss for step in resumed.of(Step)] == pytest.approx(losses[3:], rel=1e-5)
+    facts = whole.of(Ready)[0].facts
+    assert facts["optimizer"] == optimizer
+    assert any("paged" in warning for warning in facts["warnings"]) == (optimizer == "paged_adamw_8bit")
+
+
 @pytest.mark.parametrize(("schedule", "last"), [("cosine", 0.1 * 0.5 * (1 + math.cos(math.pi * 8 / 9))), ("linear", 0.1 / 9), ("constant", 0.1)])
 def test_the_learning_rate_warms_up_and_then_follows_its_schedule(schedule, last):
     tuning = FineTune(base_model="x", learning_rate=0.1, lr_scheduler=schedule, warmup_ratio=0.1)

@@ -32,6 +32,8 @@ TRIES = 3
 """Times that the same request may get rubbish."""
 FAILURES = 5
 """Times that it may make a server fail that answers others."""
+WORTH_TELLING = 5.0
+"""Seconds that nobody gets an answer, after which whoever waits for examples hears of it."""
 
 _answers = Counter("trainyard_llm_answers_total", "What became of requests to the language model", ["outcome"])
 _waiting = Gauge("trainyard_llm_waiting", "Requests that wait for the language model's server to come back")
@@ -92,6 +94,8 @@ class Endpoint:
         """Models that are asked without anything that not every server knows."""
         self._understood = False
         self._not_before = 0.0
+        self._away: tuple[float, datetime, str] | None = None
+        """Since when nobody gets an answer, by two clocks, and why at first."""
         self._http: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -103,6 +107,13 @@ class Endpoint:
         async with self._slots:
             return await self._ask(messages, model=model, tokens=tokens, seed=seed)
 
+    def waiting(self) -> str:
+        """For what, since when and why, in words; empty while somebody gets answers."""
+        if self._away is None or asyncio.get_running_loop().time() - self._away[0] < WORTH_TELLING:
+            return ""
+        _, since, why = self._away
+        return f"Waiting for the language model at {self.shown} since {since:%Y-%m-%d %H:%M:%S} UTC: {why[:300]}"
+
     async def _ask(self, messages: Sequence[Message], *, model: str, tokens: int, seed: int) -> str:
         delay, failures, rubbish = self._first_delay, 0, 0
         while True:
@@ -110,6 +121,7 @@ class Endpoint:
             try:
                 content = await self._post(messages, model=model, tokens=tokens, seed=seed)
             except _Rubbish as why:
+                self._away = None
                 _answers.labels("rubbish").inc()
                 rubbish += 1
                 if rubbish >= TRIES:
@@ -117,13 +129,18 @@ class Endpoint:
                 log.warning("the language model's server answers rubbish: %s", why)
                 await asyncio.sleep(delay * random.uniform(0.5, 1))
             except _Away as away:
+                self._away = self._away or (asyncio.get_running_loop().time(), datetime.now(UTC), str(away))
                 _answers.labels("away").inc()
                 failures += away.failed
                 if failures >= FAILURES and await self._answers_others(model):
                     raise Refused("model_failed", f"The language model's server fails at this text, and not at others: {away}") from None
                 log.warning("waiting for the language model at %s: %s", self.shown, away)
                 await self._wait(max(away.after, delay * random.uniform(0.5, 1)), for_all=bool(away.after))
+            except Refused:
+                self._away = None
+                raise
             else:
+                self._away = None
                 _answers.labels("answered").inc()
                 self._understood = True
                 return content

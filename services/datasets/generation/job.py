@@ -4,7 +4,7 @@ import asyncio
 import logging
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator, Coroutine, Iterable, Set
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Set
 from contextlib import aclosing
 from functools import partial
 from itertools import chain, groupby, islice
@@ -15,6 +15,7 @@ import prometheus_client
 
 from libs.events import Claim, GenerateInputs, GenerateSpec, PreparationCompleted, PreparationProduced, Recorded, Source
 from libs.events.log import Conflict
+from libs.pace import Pace
 from libs.rows import count_tokens
 from libs.storage import Damaged, Missing
 from services.datasets.formats.row import MAX_RAW
@@ -133,9 +134,10 @@ class Generate(Preparation):
         ledger = Ledger()
         await self._attended(self._remember(ledger))
         flow = Flow(most=WAITING * self._concurrency)
+        self.pace = Pace()  # of the making alone
         making = asyncio.create_task(self._make_all(flow))
         try:
-            while batch := await self._attended(flow.batch()):
+            while batch := await self._attended(flow.batch(), waiting=self.endpoint.waiting if self.endpoint else str):
                 await self._tell_all(batch, ledger)
         finally:
             making.cancel()
@@ -348,10 +350,10 @@ class Generate(Preparation):
             )
         return notes
 
-    async def _attended(self, work: Coroutine[Any, Any, T]) -> T:
+    async def _attended(self, work: Coroutine[Any, Any, T], *, waiting: Callable[[], str] = str) -> T:
         task = asyncio.create_task(work)
         try:
-            return await self.attend(task, done=lambda: len(self.parts), total=max(1, len(self._tasks)))
+            return await self.attend(task, done=lambda: len(self.parts), total=max(1, len(self._tasks)), waiting=waiting)
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)

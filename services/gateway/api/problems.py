@@ -46,6 +46,7 @@ STATUS: dict[type[errors.DomainError], int] = {
     errors.JobEnded: 409,
     errors.WebhookInactive: 409,
     errors.UnknownEvents: 400,
+    errors.DatasetBusy: 409,
     errors.LogFull: 507,
     errors.UsernameTaken: 409,
     errors.EmailTaken: 409,

@@ -129,6 +129,17 @@ class UnknownEvents(DomainError):
     field = "events"
 
 
+class DatasetBusy(DomainError):
+    code = "dataset_busy"
+    message = "A job still uses this data set: stop it first, or send ?cancel=true"
+
+
+class DatasetNotUsable(DomainError):
+    code = "dataset_not_usable"
+    message = "Nothing can be fitted to this data set: {reason}"
+    field = "dataset_id"
+
+
 class LogFull(DomainError):
     code = "storage_full"
     message = "The event log is nearly full: only what is running may end. Ask the operator for room"

@@ -26,12 +26,13 @@ from libs.events import (
 )
 from services.gateway.domain.errors import JobEnded, NotFound
 
-INGEST, CHUNK, PREVIEW, GENERATE, TRAIN, EXPORT = "ingest", "chunk", "preview", "generate", "train", "export"
+INGEST, CHUNK, PREVIEW, GENERATE, PREPARE, TRAIN, EXPORT = "ingest", "chunk", "preview", "generate", "prepare", "train", "export"
 STAGES = {
     INGEST: ["preparation"],
     CHUNK: ["preparation"],
     PREVIEW: ["preparation"],
     GENERATE: ["preparation"],
+    PREPARE: ["preparation"],
     TRAIN: ["preparation", "training"],
     EXPORT: ["export"],
 }

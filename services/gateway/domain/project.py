@@ -53,6 +53,9 @@ MB = 1024 * 1024
 DATASET, DOCUMENT = "dataset_upload", "raw_doc"
 LONGEST = 1_048_576
 """Tokens of a row that anybody may ask for."""
+DELETED = "project deleted"
+CANCELLED_AT_ONCE = 100
+"""Jobs that are cancelled in one batch with their project's end, as far as a batch goes; the others are right behind it (reactions.py)."""
 
 
 class Project(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,6 +150,7 @@ class StartTraining(msgspec.Struct, frozen=True, kw_only=True):
     project_id: str
     job_id: str
     method: str
+    preset: str = ""
     hyperparams: dict[str, Any] = {}
     smoke: bool = False
     request: str = ""
@@ -245,9 +249,8 @@ def decide(project: Project | None, command: Command, purse: Purse | None = None
         case DeleteProject():
             if project.active_jobs and not command.cancel:
                 raise ProjectBusy(job_ids=sorted(project.active_jobs))
-            cancelled = [JobCancelRequested(job_id=job, reason="project deleted") for job in sorted(project.active_jobs)]
-            jobs = [file.job_id for file in project.files.values() if file.job_id] + sorted(project.works)
-            return [*cancelled, ProjectDeleted(project_id=project.id, job_ids=jobs)]
+            cancelled = [JobCancelRequested(job_id=job, reason=DELETED) for job in sorted(project.active_jobs)[:CANCELLED_AT_ONCE]]
+            return [*cancelled, ProjectDeleted(project_id=project.id)]
         case AddFiles():
             return _add(project, command)
         case DeleteFile():
@@ -395,21 +398,14 @@ def _train(project: Project, command: StartTraining, purse: Purse | None, quota:
         return []  # the same request again
     if project.run in project.active_jobs:
         raise TrainingAlreadyRunning(job_id=project.run)
-    if not project.base_model_id:
-        raise ModelNotResolved(project_id=project.id)
-    if not project.model_info.get("valid", False):
-        raise ModelNotUsable(base_model_id=project.base_model_id, reason="; ".join(project.model_info.get("warnings", [])))
-    if not (sources := _sources(project)):
-        raise NoTrainingData(project_id=project.id)
-    base = {"base_model": project.base_model_id, "revision": project.revision, "method": command.method, "smoke": command.smoke}
+    tuning = planned(project, command)
     besides = charged(command.starter, purse, quota, job_id=command.job_id)
-    tuning = msgspec.convert({"max_seq_length": _row_length(project)} | command.hyperparams | base, FineTune)
     job = JobCreated(
         job_id=command.job_id,
         kind=TRAIN,
         stages=STAGES[TRAIN],
         project_id=project.id,
-        inputs=msgspec.to_builtins(TrainInputs(project_id=project.id, sources=sources)),
+        inputs=msgspec.to_builtins(TrainInputs(project_id=project.id)),
         spec=msgspec.to_builtins(tuning),
         request=command.request,
         payer=command.starter.payer,
@@ -418,8 +414,25 @@ def _train(project: Project, command: StartTraining, purse: Purse | None, quota:
     return [ProjectRunStarted(project_id=project.id, job_id=command.job_id), *besides, job]
 
 
+def planned(project: Project, command: StartTraining) -> FineTune:
+    """What would be trained. Raises what forbids it, but for a run that goes on already and for what it costs."""
+    if not project.base_model_id:
+        raise ModelNotResolved(project_id=project.id)
+    if not project.model_info.get("valid", False):
+        raise ModelNotUsable(base_model_id=project.base_model_id, reason="; ".join(project.model_info.get("warnings", [])))
+    if not _sources(project):
+        raise NoTrainingData(project_id=project.id)
+    base = {"base_model": project.base_model_id, "revision": project.revision, "method": command.method, "preset": command.preset, "smoke": command.smoke}
+    return msgspec.convert({"max_seq_length": _row_length(project)} | command.hyperparams | base, FineTune)
+
+
+def still_coming(project: Project) -> bool:
+    """Whether there will be more examples: files are being read, or examples made."""
+    return any(source.job_id in project.active_jobs for source in _sources(project))
+
+
 def _sources(project: Project) -> list[Source]:
-    """Also of files that are still being read, and examples that are still being made: the training waits for them."""
+    """Also of files that are still being read, and examples that are still being made: the training waits for them. libs/sources.py says the same of the log."""
     files = [file for file in project.files.values() if file.kind == DATASET and file.job_id and file.job_id not in project.barren_jobs]
     made = project.generating if project.generating in project.active_jobs else project.generated
     sources = [Source(job_id=file.job_id, file_id=file.file_id) for file in files]

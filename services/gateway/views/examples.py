@@ -8,11 +8,12 @@ from typing import Any
 import asyncpg
 import msgspec
 
-from libs.events import ExampleDeleted, ExampleEdited, ExampleMarked, PreparationProduced, ProjectDeleted, ProjectFileDeleted, Recorded
+from libs.events import DatasetDeleted, ExampleDeleted, ExampleEdited, ExampleMarked, PreparationProduced, ProjectDeleted, ProjectFileDeleted, Recorded
 from libs.rows import REFUSED_BY_PERSON
 from services.gateway.domain.example import Example
 from services.gateway.views.chunks import HIDDEN, OUTDATED
-from services.gateway.views.rows import Change, Drop, Operation, Put
+from services.gateway.views.jobs import jobs
+from services.gateway.views.rows import Change, Drop, DropOf, Operation, Put
 from services.gateway.views.schema import JSON, SEEN, BigInteger, Boolean, Column, DateTime, Index, Integer, Table, Text, views
 
 parts = Table(
@@ -181,8 +182,10 @@ def project(recorded: Recorded) -> Iterator[Operation]:
             yield Drop(parts, "file_id", [file_id])
             yield Drop(examples, "file_id", [file_id])
             yield Drop(edits, "job_id", [job_id] if job_id else [])
-        case ProjectDeleted(project_id=project_id, job_ids=job_ids):
-            yield Drop(parts, "job_id", job_ids)
+        case DatasetDeleted(job_id=job_id):
+            yield Drop(parts, "job_id", [job_id])
+        case ProjectDeleted(project_id=project_id):
+            yield DropOf(parts, "job_id", jobs, "project_id", [project_id])
             yield Drop(examples, "project_id", [project_id])
             yield Drop(edits, "project_id", [project_id])
         case _:
@@ -419,8 +422,8 @@ async def load(db: asyncpg.Pool, tenant: str, project_id: str, example_id: str) 
 async def next_part(db: asyncpg.Pool) -> asyncpg.Record | None:
     """The oldest that waits to be loaded, whether what it was made from is still there, and whether anybody wants it any more."""
     return await db.fetchrow(
-        f"""select p.*, j.kind, j.project_id, {OUTDATED} and j.status in ('succeeded', 'failed', 'cancelled') as outdated,
-                  case j.kind when 'ingest' then exists (select from files f where f.job_id = p.job_id)
+        f"""select p.*, j.kind, j.project_id, j.inputs ->> 'dataset_id' as dataset_id, {OUTDATED} and j.status in ('succeeded', 'failed', 'cancelled') as outdated,
+                  case when j.kind in ('ingest', 'prepare') then exists (select from files f where f.job_id = p.job_id)
                               else exists (select from projects o where o.id = j.project_id)
                                    and (p.file_id = '' or exists (select from files f where f.id = p.file_id)) end as owned
              from parts p left join jobs j on j.id = p.job_id where p.state = 'pending' order by p.seq limit 1"""

@@ -6,8 +6,10 @@ from typing import Any
 
 import asyncpg
 import msgspec
+from sqlalchemy import Float
 
 from libs.events import (
+    Claim,
     ExportCancelled,
     ExportCompleted,
     ExportFailed,
@@ -29,6 +31,7 @@ from libs.events import (
     TrainingProgressed,
     TrainingStarted,
 )
+from libs.pace import Speed, eta_seconds
 from services.gateway.domain.jobs import Job, Status
 from services.gateway.views.rows import Change, Operation, Put
 from services.gateway.views.schema import JSON, SEEN, BigInteger, Boolean, Column, Computed, DateTime, Index, Integer, Table, Text, views
@@ -56,6 +59,10 @@ jobs = Table(
     Column("cancel_requested", Boolean, nullable=False),
     Column("progress", Integer, nullable=False),
     Column("message", Text, nullable=False),
+    Column("left_over", BigInteger, nullable=False),
+    Column("made", BigInteger, nullable=False),
+    Column("seconds", Float, nullable=False),
+    Column("paced_at", DateTime(timezone=True)),
     Column("result", JSON),
     Column("error", Text),
     Column("created_at", DateTime(timezone=True), nullable=False),
@@ -78,7 +85,8 @@ select j.*, case when j.status <> 'succeeded' then j.status
   from jobs j""")
 """A job shows success only when its rows can be read too. `status` is what the log says, `shown` what people see."""
 
-_COLUMNS = "id, project_id, kind, shown, cancel_requested, progress, message, result, why as error, created_at, started_at, finished_at, version"
+_COLUMNS = """id, project_id, kind, shown, cancel_requested, progress, message, result, why as error, created_at, started_at, finished_at, version,
+              left_over, made, seconds, paced_at"""
 
 
 def project(recorded: Recorded) -> Iterator[Operation]:
@@ -99,6 +107,7 @@ def project(recorded: Recorded) -> Iterator[Operation]:
                     "cancel_requested": False,
                     "progress": 0,
                     "message": "",
+                    **_AT_NO_PACE,
                     "result": None,
                     "error": None,
                     "created_at": recorded.at,
@@ -111,26 +120,27 @@ def project(recorded: Recorded) -> Iterator[Operation]:
             yield Change(jobs, id, {"cancel_requested": True, "version": recorded.seq})
         case PreparationStarted(job_id=id):
             yield Change(jobs, id, {"stage": "preparation", "phase": "started", "started_at": recorded.at})
-        case PreparationProgressed(job_id=id, done=done, total=total):
-            yield Change(jobs, id, {"progress": _share(done, total)})
-        case PreparationCompleted(job_id=id, snapshot=None) as event:
-            yield _ended(recorded, id, "preparation", "completed", progress=100, result=_prepared(event))
-        case PreparationCompleted(job_id=id):  # a snapshot is for the stage that comes next
+        case PreparationProgressed(job_id=id, done=done, total=total, message=message) as event:
+            yield Change(jobs, id, {"progress": _share(done, total), "message": message, **_paced(recorded, event, left=total - done)})
+        case PreparationCompleted(job_id=id, parts=0, snapshot=Claim()):  # nothing but a snapshot is for the stage that comes next
             yield Change(jobs, id, {"stage": "preparation", "phase": "completed"})
+        case PreparationCompleted(job_id=id) as event:
+            yield _ended(recorded, id, "preparation", "completed", progress=100, result=_prepared(event))
         case PreparationFailed(job_id=id, message=message):
             yield _ended(recorded, id, "preparation", "failed", error=message)
         case PreparationCancelled(job_id=id):
             yield _ended(recorded, id, "preparation", "cancelled")
         case TrainingStarted(job_id=id, attempt=1, device=device):
-            yield Change(jobs, id, {"stage": "training", "phase": "started", "progress": 0, "message": f"Loading the model on {device or 'a worker'}"})
+            message = f"Loading the model on {device or 'a worker'}"
+            yield Change(jobs, id, {"stage": "training", "phase": "started", "progress": 0, "message": message, **_AT_NO_PACE})
         case TrainingStarted(job_id=id, resumed_from=step):  # what was done stays to be seen
-            yield Change(jobs, id, {"stage": "training", "phase": "started", "message": f"Going on behind step {step}"})
-        case TrainingProgressed(job_id=id, step=step, total_steps=total):
-            yield Change(jobs, id, {"progress": _share(step, total), "message": f"Step {step}/{total}"})
+            yield Change(jobs, id, {"stage": "training", "phase": "started", "message": f"Going on behind step {step}", **_AT_NO_PACE})
+        case TrainingProgressed(job_id=id, step=step, total_steps=total) as event:
+            yield Change(jobs, id, {"progress": _share(step, total), "message": f"Step {step}/{total}", **_paced(recorded, event, left=total - step)})
         case TrainingBatchReduced(job_id=id, micro_tokens=tokens):
             yield Change(jobs, id, {"message": f"The device's memory is small: {tokens} tokens at once from here on, with the same result"})
         case TrainingAttemptLost(job_id=id, attempt=attempt, cause=cause):
-            yield Change(jobs, id, {"message": f"Attempt {attempt} was lost ({cause}): it will go on from the last checkpoint"})
+            yield Change(jobs, id, {"message": f"Attempt {attempt} was lost ({cause}): it will go on from the last checkpoint", **_AT_NO_PACE})
         case TrainingCompleted(job_id=id) as event:
             files = {name: claim.size for name, claim in event.artifacts.items()}
             result = {"steps": event.step, "attempt": event.attempt, "metrics": event.metrics, "artifacts": files, "summary": event.summary}
@@ -141,8 +151,8 @@ def project(recorded: Recorded) -> Iterator[Operation]:
             yield _ended(recorded, id, "training", "cancelled")
         case ExportStarted(job_id=id):
             yield Change(jobs, id, {"stage": "export", "phase": "started", "started_at": recorded.at})
-        case ExportProgressed(job_id=id, done=done, total=total, doing=doing):
-            yield Change(jobs, id, {"progress": _share(done, total), "message": doing})
+        case ExportProgressed(job_id=id, done=done, total=total, doing=doing) as event:
+            yield Change(jobs, id, {"progress": _share(done, total), "message": doing, **_paced(recorded, event, left=total - done)})
         case ExportCompleted(job_id=id, files=files):
             yield _ended(recorded, id, "export", "completed", progress=100, result={"files": {file.name: file.content.size for file in files}})
         case ExportFailed(job_id=id, message=message):
@@ -159,7 +169,14 @@ def _prepared(event: PreparationCompleted) -> dict[str, Any]:
 
 
 def _ended(recorded: Recorded, job_id: str, stage: str, phase: str, **columns: Any) -> Change:
-    return Change(jobs, job_id, {"stage": stage, "phase": phase, "message": "", **columns, "finished_at": recorded.at})
+    return Change(jobs, job_id, {"stage": stage, "phase": phase, "message": "", **_AT_NO_PACE, **columns, "finished_at": recorded.at})
+
+
+_AT_NO_PACE: dict[str, Any] = {"left_over": 0, "made": 0, "seconds": 0.0, "paced_at": None}
+
+
+def _paced(recorded: Recorded, event: PreparationProgressed | TrainingProgressed | ExportProgressed, *, left: int) -> dict[str, Any]:
+    return {"left_over": left, "made": event.made, "seconds": event.seconds, "paced_at": recorded.at}
 
 
 def _share(done: int, total: int) -> int:
@@ -178,7 +195,21 @@ def columns(operation: Operation) -> dict[str, Any]:
             return {}
 
 
-class Row(msgspec.Struct, frozen=True, kw_only=True):
+class Paced(msgspec.Struct, frozen=True, kw_only=True):
+    """What was left to do, and how fast it went, when that was told last."""
+
+    left_over: int
+    made: int
+    seconds: float
+    paced_at: datetime | None
+
+    def until_done(self, now: datetime) -> int | None:
+        if self.paced_at is None:
+            return None
+        return eta_seconds(self.left_over, Speed(made=self.made, seconds=self.seconds), since=(now - self.paced_at).total_seconds())
+
+
+class Row(Paced, frozen=True, kw_only=True):
     """A job as people see it."""
 
     id: str
@@ -221,6 +252,17 @@ async def of_project(
     rows = await db.fetch(f"select {_COLUMNS} from jobs_seen where {where} order by created_at desc, id desc limit $5 offset $6", *arguments, limit, offset)
     total = len(rows) if offset == 0 and len(rows) < limit else await db.fetchval(f"select count(*) from jobs_seen where {where}", *arguments)
     return [Row(**row) for row in rows], total
+
+
+async def all_of_project(db: asyncpg.Pool, tenant: str, project_id: str) -> list[tuple[str, bool]]:
+    """Also when that is gone; with whether it goes on and nobody has asked for its end."""
+    rows = await db.fetch(
+        """select id, status in ('queued', 'preparing', 'running') and not cancel_requested as goes_on
+             from jobs where tenant = $1 and project_id = $2 order by created_at, id""",
+        tenant,
+        project_id,
+    )
+    return [(row["id"], row["goes_on"]) for row in rows]
 
 
 async def load(db: asyncpg.Pool, tenant: str, job_id: str) -> tuple[Job | None, int]:

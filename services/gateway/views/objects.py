@@ -6,7 +6,9 @@ import asyncpg
 
 from libs.events import (
     Claim,
+    DatasetDeleted,
     ExportCompleted,
+    ModelDeleted,
     PreparationCompleted,
     ProjectDeleted,
     Recorded,
@@ -15,7 +17,8 @@ from libs.events import (
     TrainingCompleted,
     TrainingFailed,
 )
-from services.gateway.views.rows import Drop, Operation, Put
+from services.gateway.views.jobs import jobs
+from services.gateway.views.rows import Drop, DropOf, Operation, Put
 from services.gateway.views.schema import Column, Index, Table, Text, views
 
 objects = Table(
@@ -41,8 +44,10 @@ def project(recorded: Recorded) -> Iterator[Operation]:
             yield from _kept(recorded, job, [steps])
         case ExportCompleted(job_id=job, files=files):
             yield from _kept(recorded, job, [file.content for file in files])
-        case ProjectDeleted(job_ids=jobs):
-            yield Drop(objects, "job_id", jobs)
+        case ProjectDeleted(project_id=project_id):
+            yield DropOf(objects, "job_id", jobs, "project_id", [project_id])
+        case DatasetDeleted(job_id=job) | ModelDeleted(model_id=job):
+            yield Drop(objects, "job_id", [job])
         case _:
             return
 
@@ -56,10 +61,11 @@ async def referred(db: asyncpg.Pool, keys: list[str]) -> set[str]:
     """Those of the keys that facts refer to. What a job wrote after its project was deleted belongs to nobody; what newer rows took the place of stays as long as
     a job that is not over may read it."""
     rows = await db.fetch(
-        """with at_work as materialized (select inputs::text as reads from jobs where status in ('queued', 'preparing', 'running') and inputs::text <> '{}')
+        """with at_work as materialized (select inputs::text as reads, case kind when 'train' then project_id end as reads_all_of
+                                          from jobs where status in ('queued', 'preparing', 'running') and inputs::text <> '{}')
            select key from files where key = any($1)
             union select key from parts where key = any($1)
-            union select key from unnest($1::text[]) key join jobs j on j.id = split_part(key, '/', 2) where exists (select from at_work where strpos(reads, j.id) > 0)
+            union select key from unnest($1::text[]) key join jobs j on j.id = split_part(key, '/', 2) where exists (select from at_work where strpos(reads, j.id) > 0 or reads_all_of = j.project_id)
             union select o.id from objects o
                    where o.id = any($1)
                      and not exists (select from jobs j where j.id = o.job_id and j.project_id <> '' and not exists (select from projects p where p.id = j.project_id))""",

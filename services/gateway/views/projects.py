@@ -37,6 +37,7 @@ projects = Table(
     Column("model_info", JSON),
     Column("revision", Text, nullable=False),
     Column("run", Text, nullable=False),
+    Column("run_seq", BigInteger, nullable=False),
     Column("chunking", Text, nullable=False),
     Column("generating", Text, nullable=False),
     Column("request", Text, nullable=False),
@@ -59,6 +60,7 @@ files = Table(
     Column("sha256", Text, nullable=False),
     Column("key", Text, nullable=False),
     Column("job_id", Text, nullable=False),
+    Column("seq", BigInteger, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False),
     Index("files_of_project", "project_id", "created_at", "id"),
     Index("files_by_job", "job_id"),
@@ -99,6 +101,7 @@ def project(recorded: Recorded) -> Iterator[Operation]:
                     "model_info": None,
                     "revision": "",
                     "run": "",
+                    "run_seq": 0,
                     "chunking": "",
                     "generating": "",
                     "request": event.request,
@@ -122,7 +125,7 @@ def project(recorded: Recorded) -> Iterator[Operation]:
         case ProjectModelResolved() as event:
             yield _touched(recorded, event.project_id, base_model_id=event.base_model_id, model_info=event.model_info, revision=event.revision)
         case ProjectRunStarted(project_id=id, job_id=job):
-            yield _touched(recorded, id, run=job)
+            yield _touched(recorded, id, run=job, run_seq=recorded.seq)
         case ProjectWorkStarted(project_id=id, job_id=job, kind="chunk"):
             yield _touched(recorded, id, chunking=job)
         case ProjectWorkStarted(project_id=id, job_id=job, kind="generate"):
@@ -142,7 +145,7 @@ def _touched(recorded: Recorded, project_id: str, **columns: Any) -> Change:
 
 def _file_row(recorded: Recorded, project_id: str, file: File) -> dict[str, Any]:
     row = msgspec.structs.asdict(file)
-    return {"id": row.pop("file_id"), "tenant": recorded.tenant, "project_id": project_id, **row, "created_at": recorded.at}
+    return {"id": row.pop("file_id"), "tenant": recorded.tenant, "project_id": project_id, **row, "seq": recorded.seq, "created_at": recorded.at}
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -294,7 +297,7 @@ async def load(db: asyncpg.Pool, tenant: str, project_id: str) -> tuple[Project 
                         or j.status = 'succeeded' and j.result ->> 'valid' = '0'
                            and not exists (select from example_totals t where t.job_id = j.id and t.is_valid))) as barren_jobs,
                   (select json_agg(j.id) from jobs j where j.project_id = p.id and j.kind <> 'ingest') as works,
-                  (select json_agg(s ->> 'job_id') from jobs j, json_array_elements(j.inputs -> 'sources') s
+                  (select json_agg(f.job_id) from jobs j join files f on f.project_id = p.id and f.job_id <> '' and f.seq < p.run_seq
                     where j.id = p.run and j.status in ('queued', 'preparing') and j.phase <> 'completed') as read_by_run,
                   t.id as trained,
                   (select json_object_agg(kind, id) from (select distinct on (kind) kind, id from jobs where project_id = p.id
@@ -336,7 +339,7 @@ async def load(db: asyncpg.Pool, tenant: str, project_id: str) -> tuple[Project 
         model_info=msgspec.json.decode(row["model_info"]) if row["model_info"] else {},
         revision=row["revision"],
         run=row["run"],
-        read_by_run=jobs("read_by_run"),
+        read_by_run=jobs("read_by_run") - jobs("barren_jobs"),
         trained=row["trained"] or "",
         exporting=row["exporting"] or "",
         chunking=latest.get(CHUNK, ""),

@@ -33,6 +33,16 @@ class Drop(msgspec.Struct, frozen=True, gc=False):
     values: list[Any]
 
 
+class DropOf(msgspec.Struct, frozen=True, gc=False):
+    """Every row whose column holds the key of one of the owners: rows of another table whose column holds one of these values."""
+
+    table: Table
+    column: str
+    owners: Table
+    owners_column: str
+    values: list[Any]
+
+
 class Merge(msgspec.Struct, frozen=True, gc=False):
     """Keys laid over a JSON column, the rest of it kept."""
 
@@ -42,7 +52,7 @@ class Merge(msgspec.Struct, frozen=True, gc=False):
     value: Mapping[str, Any]
 
 
-Operation = Put | Change | Drop | Merge
+Operation = Put | Change | Drop | DropOf | Merge
 
 
 class Batch:
@@ -70,6 +80,11 @@ class Batch:
                 case Drop(column=column, values=values):
                     self._settle(table)
                     self._statements.append((f'delete from "{table.name}" where "{column}" = any($1)', [values]))
+                case DropOf(column=column, owners=owners, owners_column=of, values=values):
+                    self._settle(table)
+                    self._settle(owners)
+                    sql = f'delete from "{table.name}" where "{column}" in (select "{_key(owners)}" from "{owners.name}" where "{of}" = any($1))'
+                    self._statements.append((sql, [values]))
                 case Merge(key=key, column=column, value=value):
                     self._settle(table)
                     sql = f'update "{table.name}" set "{column}" = ("{column}"::jsonb || $2::jsonb)::json where "{_key(table)}" = $1'

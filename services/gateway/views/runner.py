@@ -13,7 +13,7 @@ from prometheus_client import Counter, Gauge
 
 from libs.events import PreparationProduced, Recorded, Unreadable, decode
 from libs.events.log import EventLog, Misconfigured, Position, RawFact, Unavailable
-from services.gateway.views import bus, chunks, credits, examples, jobs, leases, objects, projects, runs, users, webhooks, workspaces
+from services.gateway.views import bus, chunks, credits, datasets, examples, jobs, leases, models, objects, projects, runs, users, webhooks, workspaces
 from services.gateway.views.database import DOWN, LIVE, UNFIT, connection
 from services.gateway.views.progress import Step, Tell
 from services.gateway.views.rows import Batch, Operation
@@ -31,6 +31,8 @@ PROJECTIONS: tuple[Callable[[Recorded], Iterator[Operation]], ...] = (
     examples.project,
     chunks.project,
     runs.project,
+    datasets.project,
+    models.project,
     objects.project,
     users.project,
     webhooks.project,

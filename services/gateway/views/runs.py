@@ -25,6 +25,7 @@ from libs.events import (
     TrainingStarted,
 )
 from services.gateway.domain.jobs import EXPORT, TRAIN, Status, run_id
+from services.gateway.views.jobs import Paced
 from services.gateway.views.rows import Change, Drop, Operation, Put
 from services.gateway.views.schema import JSON, BigInteger, Boolean, Column, DateTime, Index, Integer, Table, Text, views
 
@@ -141,7 +142,7 @@ def _json(claim: Claim) -> dict[str, Any]:
     return msgspec.to_builtins(claim)
 
 
-class Run(msgspec.Struct, frozen=True, kw_only=True):
+class Run(Paced, frozen=True, kw_only=True):
     """A run as people see it. `steps` is the log of its steps as far as it is stored, `checkpoint_step` the last one that it could go on behind."""
 
     job_id: str
@@ -175,7 +176,8 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
 
 async def latest(db: asyncpg.Pool, tenant: str, project_id: str) -> Run | None:
     row = await db.fetchrow(
-        """select r.*, j.status, j.cancel_requested, j.message, j.error, j.progress, j.finished_at as ended_at from runs r join jobs j on j.id = r.id
+        """select r.*, j.status, j.cancel_requested, j.message, j.error, j.progress, j.finished_at as ended_at,
+                  j.left_over, j.made, j.seconds, j.paced_at from runs r join jobs j on j.id = r.id
             where r.tenant = $1 and r.project_id = $2 order by r.created_at desc, r.id desc limit 1""",
         tenant,
         project_id,
@@ -215,6 +217,10 @@ def _run(row: asyncpg.Record) -> Run:
         created_at=row["created_at"],
         started_at=row["started_at"],
         finished_at=row["ended_at"],
+        left_over=row["left_over"],
+        made=row["made"],
+        seconds=row["seconds"],
+        paced_at=row["paced_at"],
     )
 
 

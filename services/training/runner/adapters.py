@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,19 @@ def save(model: PeftModel, folder: Path) -> None:
 def reload(model: PeftModel, folder: Path) -> None:
     outcome = set_peft_model_state_dict(model, load_file(folder / WEIGHTS))
     assert not outcome.unexpected_keys
+
+
+@contextmanager
+def off(model: nn.Module) -> Iterator[None]:
+    """The base alone, exactly: peft's own switch doesn't reach layers that are computed in one piece."""
+    scales = [(layer, layer.scaling[ADAPTER]) for layer in _layers(model)]
+    for layer, _ in scales:
+        layer.scaling[ADAPTER] = 0.0
+    try:
+        yield
+    finally:
+        for layer, scale in scales:
+            layer.scaling[ADAPTER] = scale
 
 
 def blank(model: PeftModel) -> None:

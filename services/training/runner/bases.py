@@ -20,7 +20,7 @@ from services.training.frames import RunSpec
 
 from . import tiny
 from .examples import Examples
-from .outcome import Failure
+from .outcome import Failure, Unreachable
 
 SMALL = ["*.json", "*.jinja", "*.txt", "*.model", "tokenizer*"]
 """All but the weights."""
@@ -133,7 +133,7 @@ def _downloaded(name: str, revision: str, cache: Path, patterns: list[str], prog
     except RevisionNotFoundError as error:
         raise Failure("model", f"The model {name} has no revision {revision}.") from error
     except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        raise Failure("model", f"{name} is not on this machine, and the hub at {hub} can't be reached or doesn't answer ({type(error).__name__}).") from error
+        raise Unreachable("model", f"{name} is not on this machine, and the hub at {hub} can't be reached or doesn't answer ({type(error).__name__}).") from error
 
 
 def _bar(progress: Progress) -> type[tqdm]:

@@ -29,6 +29,8 @@ class Prompt(NamedTuple):
     text: str
     """As the model sees it."""
     expected: str
+    row: str
+    """The example's id."""
 
 
 class Examples(NamedTuple):
@@ -39,11 +41,30 @@ class Examples(NamedTuple):
     warnings: list[str]
 
 
+class Reading(NamedTuple):
+    """A row as it was read: what of it is learned, and whatever of it is not."""
+
+    row: Row
+    text: chat.Written
+    tokens: "Tokens"
+    learned: list[int]
+    """Empty: the row is left out."""
+
+
 Progress = Callable[[int, int], None]
 
 
-def examples(rows: list[Row], tokenizer: PreTrainedTokenizerBase, *, longest: int, everything: bool, heed: Callable[[], None], progress: Progress) -> Examples:
-    """Refuses what nothing can be learned from, before a model is loaded."""
+def examples(
+    rows: list[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    longest: int,
+    everything: bool,
+    heed: Callable[[], None],
+    progress: Progress,
+    seen: Callable[[Reading], None] = lambda _: None,
+) -> Examples:
+    """Refuses what nothing can be learned from, before a model is loaded. `seen` is told of each row that the chat template takes."""
     counts: Counter[str] = Counter()
     warnings: list[str] = []
     if any(isinstance(row.content, list) for row in rows) and chat.give_template(tokenizer):
@@ -68,6 +89,7 @@ def examples(rows: list[Row], tokenizer: PreTrainedTokenizerBase, *, longest: in
             within = [place for place in learned if 0 < place < longest]
             counts["system_moved"] += text.system_moved
             counts["truncated"] += len(tokens.ids) > longest
+            seen(Reading(row, text, tokens, within))
             if not within:
                 counts["unsupervised"] += 1
                 continue
@@ -120,6 +142,7 @@ class Tokens:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, encoded: BatchEncoding, n: int, text: str) -> None:
         self.ids: list[int] = encoded["input_ids"][n]  # pyright: ignore[reportAttributeAccessIssue, reportIndexIssue]
+        self._encoded_length = len(self.ids)
         self._tokenizer = tokenizer
         self._encoded = encoded
         self._n = n
@@ -131,6 +154,17 @@ class Tokens:
             return range(len(self.ids))
         of = self._by_place if self._encoded.is_fast else self._by_counting
         return [place for start, end in written.said for place in range(*of(start, end))] or None
+
+    def begins(self, written: chat.Written) -> dict[int, int]:
+        """Where in the text tokens begin, of all that stand for some of it; with tokenizers that don't tell, of those at the borders of what the assistant said."""
+        if not self._encoded.is_fast:
+            return {token: place for start, end in written.said for token, place in zip(self._by_counting(start, end), (start, end), strict=True) if token}
+        spans = enumerate(self._encoded.token_to_chars(self._n, token) for token in range(self._encoded_length))
+        return {token: span.start for token, span in spans if span}
+
+    def mark(self, token: int, begins: dict[int, int]) -> str:
+        """What this token stands for, if that is not in the text."""
+        return ""
 
     def _by_place(self, start: int, end: int) -> tuple[int, int]:
         """The tokens of text[start:end]. One that reaches over the beginning belongs to what came before."""
@@ -162,6 +196,10 @@ class Plain(Tokens):
         if isinstance(end, int) and self.ids[-1:] != [end]:
             self.ids = [*self.ids, end]
 
+    def mark(self, token: int, begins: dict[int, int]) -> str:
+        added = token >= self._encoded_length or (self._encoded.is_fast and token not in begins)
+        return str(self._tokenizer.convert_ids_to_tokens(self.ids[token])) if added else ""
+
     def learned(self, written: chat.Written, *, everything: bool) -> Iterable[int]:
         return range(len(self.ids))
 
@@ -169,9 +207,10 @@ class Plain(Tokens):
 def _prompts(row: Row, text: chat.Written) -> Iterator[Prompt]:
     if isinstance(row.content, str):
         half = row.content[: max(1, min(200, len(row.content) // 2))]
-        yield Prompt(asked=plain(half), text=half, expected=plain(row.content[len(half) :][:500]))
+        yield Prompt(asked=plain(half), text=half, expected=plain(row.content[len(half) :][:500]), row=row.id)
     elif text.prompt and row.content[-1]["role"] == "assistant":
-        yield Prompt(asked=plain(str(row.content[-2]["content"]))[:2000], text=text.prompt, expected=plain(str(row.content[-1]["content"]))[:2000])
+        asked, expected = (plain(str(turn["content"]))[:2000] for turn in row.content[-2:])
+        yield Prompt(asked=asked, text=text.prompt, expected=expected, row=row.id)
 
 
 def _nothing(rows: int, counts: Counter[str], longest: int, refusal: str) -> str:

@@ -1,4 +1,4 @@
-"""The optimizer: AdamW on float32 masters, a warm-up and a decay, clipped gradients."""
+"""The optimizer: AdamW or Adafactor on float32 masters, a warm-up and a decay, clipped gradients."""
 
 import math
 from collections.abc import Iterable
@@ -6,8 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.optimization import Adafactor
 
 from libs.events import FineTune
+
+from .outcome import Failure
+
+UNPAGED = "paged_adamw_8bit can only be paged on a GPU: here its 8-bit states stay where they are, with the same result."
 
 
 class Optimizer:
@@ -25,9 +30,13 @@ class Optimizer:
         decayed = [master for _, master in self._pairs if master.ndim > 1]
         others = [master for _, master in self._pairs if master.ndim <= 1]
         groups = [{"params": decayed, "weight_decay": tuning.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self._adam = torch.optim.AdamW([group for group in groups if group["params"]], lr=tuning.learning_rate, fused=True)
+        self._inner = _made(tuning, [group for group in groups if group["params"]])
         self.masters = [master for _, master in self._pairs]
         self._halves = [(parameter, master) for parameter, master in self._pairs if parameter is not master]
+
+    @property
+    def notes(self) -> list[str]:
+        return [UNPAGED] if self._tuning.optimizer == "paged_adamw_8bit" and not self.masters[0].is_cuda else []
 
     def rate(self, step: int) -> float:
         """Of the step with this number, from 1. As transformers has it, but the first step of a warm-up isn't lost."""
@@ -58,20 +67,20 @@ class Optimizer:
         if self._tuning.max_grad_norm:
             torch.nn.utils.clip_grads_with_norm_(self.masters, self._tuning.max_grad_norm, norm)
         rate = self.rate(number)
-        for group in self._adam.param_groups:
+        for group in self._inner.param_groups:
             group["lr"] = rate
-        self._adam.step()
-        self._adam.zero_grad(set_to_none=True)
+        self._inner.step()
+        self._inner.zero_grad(set_to_none=True)
         self._hand_down()
         return rate
 
     def state(self) -> dict[str, Any]:
-        return {"weights": self.weights(), "adam": self._adam.state_dict()}
+        return {"weights": self.weights(), "adam": self._inner.state_dict()}
 
     @torch.no_grad()
     def restore(self, state: dict[str, Any]) -> None:
         self.take(state["weights"])
-        self._adam.load_state_dict(state["adam"])
+        self._inner.load_state_dict(state["adam"])
 
     def weights(self) -> dict[str, Tensor]:
         return {name: master.detach() for name, master in zip(self._names, self.masters, strict=True)}
@@ -88,6 +97,24 @@ class Optimizer:
             torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
                 [parameter for parameter, _ in self._halves], [master for _, master in self._halves]
             )
+
+
+def _made(tuning: FineTune, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    match tuning.optimizer:
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=tuning.learning_rate, fused=True)
+        case "adafactor":  # with the learning rate that was asked for, as everybody who names it so has it
+            return Adafactor(groups, lr=tuning.learning_rate, scale_parameter=False, relative_step=False)
+        case "adamw_8bit" | "paged_adamw_8bit":
+            return _in_8_bits(groups, tuning, paged=tuning.optimizer.startswith("paged") and groups[0]["params"][0].is_cuda)
+
+
+def _in_8_bits(groups: list[dict[str, Any]], tuning: FineTune, *, paged: bool) -> torch.optim.Optimizer:
+    try:
+        from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit  # it asks CUDA about devices, which a forkserver mustn't
+    except (ImportError, OSError, RuntimeError) as error:
+        raise Failure("model", f"The optimizer {tuning.optimizer} needs bitsandbytes, which can't be used here ({error}): take adamw.") from error
+    return (PagedAdamW8bit if paged else AdamW8bit)(groups, lr=tuning.learning_rate)
 
 
 def _master(parameter: nn.Parameter) -> nn.Parameter:

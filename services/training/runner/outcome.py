@@ -11,6 +11,10 @@ class Failure(Exception):
         self.step = step
 
 
+class Unreachable(Failure):
+    """Another time it might not end so, but nobody waits for that."""
+
+
 class Stop(Exception):
     """Somebody wants the run to end."""
 

@@ -30,12 +30,13 @@ class Row(msgspec.Struct, frozen=True):
     content: Messages | str
     tools: Tools | None = None
     """What the assistant of this conversation may call."""
+    id: str = ""
 
 
 def read(snapshot: Path) -> list[Row]:
     decode = msgspec.json.Decoder(_Line).decode
     with snapshot.open("rb") as lines:
-        return [Row(split=line.split, content=_content(line), tools=_tools(line.data.get("meta"))) for line in map(decode, lines)]
+        return [Row(split=line.split, content=_content(line), tools=_tools(line.data.get("meta")), id=line.id) for line in map(decode, lines)]
 
 
 def _content(line: _Line) -> Messages | str:

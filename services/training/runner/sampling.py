@@ -1,5 +1,6 @@
 """What a model says to a few prompts: greedy and short, so that two moments of a run can be compared."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -12,19 +13,39 @@ from .outcome import plain
 
 NEW_TOKENS = 48
 LONGEST_PROMPT = 1024
+CUT_SHORT = " …"
+"""Behind a completion for which the time was up."""
+
+
+class OutOfTime(Exception):
+    """What was said so far must do."""
 
 
 def samples(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], *, longest: int, heed: Callable[[], None]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt], *, longest: int, seconds: float, heed: Callable[[], None]
 ) -> list[dict[str, Any]]:
+    """Each prompt has its share of the time, and what the ones before it left of theirs."""
     training = model.training
     model.eval()
+    ends = time.monotonic() + seconds
+    said: list[dict[str, Any]] = []
     try:
-        return [
-            {"prompt": prompt.asked, "completion": _completion(model, tokenizer, prompt.text, longest, heed), "expected": prompt.expected} for prompt in prompts
-        ]
+        for left, prompt in zip(range(len(prompts), 0, -1), prompts, strict=True):
+            now = time.monotonic()
+            completion = _completion(model, tokenizer, prompt.text, longest, _until(now + (ends - now) / left, heed))
+            said.append({"prompt": prompt.asked, "completion": completion, "expected": prompt.expected, "example_id": prompt.row})
+        return said
     finally:
         model.train(training)
+
+
+def _until(deadline: float, heed: Callable[[], None]) -> Callable[[], None]:
+    def look() -> None:
+        heed()
+        if time.monotonic() > deadline:
+            raise OutOfTime
+
+    return look
 
 
 def _completion(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, longest: int, heed: Callable[[], None]) -> str:
@@ -33,16 +54,21 @@ def _completion(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text
     asked = ids[:, -room:].to(model.device)
     most = min(NEW_TOKENS, longest - asked.shape[1])
     ends = _ends(model, tokenizer)
+    said: list[int] = []
+    over = ""
     try:
-        said = _greedy(model, asked, ends, most, heed, cached=True)
-    except (TypeError, ValueError, AttributeError):  # not every architecture has a cache that can be handed around like this
-        said = _greedy(model, asked, ends, most, heed, cached=False)
-    return plain(str(tokenizer.decode(said, skip_special_tokens=True)))
+        try:
+            _greedy(model, asked, ends, most, heed, said, cached=True)
+        except (TypeError, ValueError, AttributeError):  # not every architecture has a cache that can be handed around like this
+            said.clear()
+            _greedy(model, asked, ends, most, heed, said, cached=False)
+    except OutOfTime:
+        over = CUT_SHORT
+    return plain(str(tokenizer.decode(said, skip_special_tokens=True))) + over
 
 
 @torch.no_grad()
-def _greedy(model: PreTrainedModel, ids: Tensor, ends: set[int], most: int, heed: Callable[[], None], *, cached: bool) -> list[int]:
-    said: list[int] = []
+def _greedy(model: PreTrainedModel, ids: Tensor, ends: set[int], most: int, heed: Callable[[], None], said: list[int], *, cached: bool) -> None:
     cache: Any = None
     for _ in range(most):
         heed()
@@ -53,7 +79,6 @@ def _greedy(model: PreTrainedModel, ids: Tensor, ends: set[int], most: int, heed
             break
         said.append(token)
         ids = torch.cat([ids, ids.new_tensor([[token]])], dim=1)
-    return said
 
 
 def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -13,10 +13,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from libs.events import FineTune
 from services.training.frames import (
     BatchReduced,
     Checkpoint,
@@ -32,7 +33,7 @@ from services.training.frames import (
 )
 from services.training.runner import bases, checkpoint, machine, rows
 from services.training.runner.causal import Causal
-from services.training.runner.examples import Example, Examples, examples
+from services.training.runner.examples import Example, Examples, Reading, examples
 from services.training.runner.optimizing import Optimizer
 from services.training.runner.outcome import Failure, Stop, ran_out_of_memory
 from services.training.runner.packing import Batch, batch, packed
@@ -50,6 +51,10 @@ MOST_TOLD = 200
 """Evaluations that the summary repeats; each was told when it was made."""
 TRIED = 64
 """Tokens on which the saved model is compared with the trained one."""
+SAYING = 20.0
+"""Seconds for what the model says to a few prompts at the end of a run."""
+SAYING_FIRST = 0.75
+"""And before its first step, which somebody waits for."""
 
 
 def train(spec: RunSpec, tell: Tell, wishes: Wishes) -> Completed | Stopped:
@@ -71,25 +76,49 @@ def train(spec: RunSpec, tell: Tell, wishes: Wishes) -> Completed | Stopped:
 
 def prepare(spec: RunSpec, tell: Tell, wishes: Wishes) -> "Run":
     """The cheap first, so that what can't be trained is refused before a GPU is touched."""
-    tuning = spec.tuning
-    tell(Phase(name="find"))
-    base = wishes.unless_stopped(lambda: bases.find(spec))
-    tell(Phase(name="tokenize"))
-    longest = bases.longest(base, tuning.max_seq_length)
-    learned = examples(
-        rows.read(Path(spec.snapshot)),
-        base.tokenizer,
-        longest=longest,
-        everything=tuning.train_on == "everything",
-        heed=wishes.heed,
-        progress=lambda done, total: tell(Phase(name="tokenize", done=done, total=total)),
-    )
-    bases.check_vocabulary(base, learned)
+    base = find(spec, tell, wishes)
+    longest = bases.longest(base, spec.tuning.max_seq_length)
+    learned = read(spec, base, tell, wishes)
     tell(Phase(name="fetch"))
     wishes.unless_stopped(lambda: bases.fetch_weights(base, spec, lambda done, total: tell(Phase(name="fetch", done=done, total=total))))
     tell(Phase(name="load"))
     model = wishes.unless_stopped(lambda: bases.load(base, spec))
     return Run(spec, base, model, learned, longest=longest, tell=tell, wishes=wishes)
+
+
+def find(spec: RunSpec, tell: Tell, wishes: Wishes) -> bases.Base:
+    tell(Phase(name="find"))
+    return wishes.unless_stopped(lambda: bases.find(spec))
+
+
+def read(spec: RunSpec, base: bases.Base, tell: Tell, wishes: Wishes, *, seen: Callable[[Reading], None] = lambda _: None) -> Examples:
+    """A Failure where there is nothing to learn from."""
+    tell(Phase(name="tokenize"))
+    learned = examples(
+        rows.read(Path(spec.snapshot)),
+        base.tokenizer,
+        longest=bases.longest(base, spec.tuning.max_seq_length),
+        everything=spec.tuning.train_on == "everything",
+        heed=wishes.heed,
+        progress=lambda done, total: tell(Phase(name="tokenize", done=done, total=total)),
+        seen=seen,
+    )
+    bases.check_vocabulary(base, learned)
+    return learned
+
+
+class Steps(NamedTuple):
+    """How many there are, for so many rows."""
+
+    rows_each: int
+    in_epoch: int
+    total: int
+
+
+def steps(tuning: FineTune, rows: int) -> Steps:
+    each = tuning.per_device_batch_size * tuning.gradient_accumulation_steps
+    in_epoch = math.ceil(rows / each)
+    return Steps(each, in_epoch, tuning.max_steps or max(1, math.ceil(tuning.num_epochs * in_epoch)))
 
 
 class Run:
@@ -112,9 +141,7 @@ class Run:
         if tuning.gradient_checkpointing:
             model.activation_checkpointing_enable()
         model.train()
-        self.rows_per_step = tuning.per_device_batch_size * tuning.gradient_accumulation_steps
-        self.steps_per_epoch = math.ceil(len(learned.train) / self.rows_per_step)
-        self.total = tuning.max_steps or max(1, math.ceil(tuning.num_epochs * self.steps_per_epoch))
+        self.rows_per_step, self.steps_per_epoch, self.total = steps(tuning, len(learned.train))
         trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         if not trainable:
             raise Failure("model", f"{base.name} has no layer that an adapter belongs to; take the method full.")
@@ -151,7 +178,9 @@ class Run:
         if not self.evaluations and not self.step:
             self.tell(Phase(name="measure"))
             self.evaluate()
-            self.said_before = self.sample()
+            if self.adapted is None:  # later its weights are others; those below an adapter never change
+                self.said_before = self.said(SAYING_FIRST)
+                self._tell_said(self.said_before)
         self.evaluate_when_due()  # who was stopped in the middle of it left a checkpoint without it
         self.tell(Ready(step=self.step, total_steps=self.total, facts=self.facts()))
 
@@ -206,7 +235,7 @@ class Run:
         from services.training.runner import artifacts
 
         self._settle_on_best()
-        said_after = self.sample()
+        said = self.compared()
         self.tell(Phase(name="save"))
         folder = Path(self.spec.folder, "artifacts")
         folder.mkdir(exist_ok=True)
@@ -218,7 +247,7 @@ class Run:
             verified = artifacts.save_adapter(self.adapted, folder, base=self.base.folder, logits=self._logits, unfuse=self.unfuse)
         files = {path.name: str(path) for path in sorted(folder.iterdir())}
         metrics = self.metrics()
-        return Completed(step=self.step, artifacts=files, metrics=metrics, summary=self.summary(metrics, said_after, verified))
+        return Completed(step=self.step, artifacts=files, metrics=metrics, summary=self.summary(metrics, said, verified))
 
     # ---- learning
 
@@ -331,11 +360,24 @@ class Run:
             model.train()
         return loss.item() / sum(len(example.learned) for example in self.examples.held_out)
 
-    def sample(self) -> list[dict[str, Any]]:
-        said = samples(self.causal.model, self.base.tokenizer, self.examples.prompts, longest=self.longest, heed=self.wishes.heed)
+    def compared(self) -> list[dict[str, Any]]:
+        """What it says now, beside what it said before: below an adapter that is switched off lies the model as it came."""
+        if self.adapted is not None:
+            from services.training.runner import adapters
+
+            with adapters.off(self.adapted):
+                self.said_before = self.said(SAYING)
+        before = {one["prompt"]: one["completion"] for one in self.said_before}
+        said = [one | {"before": before.get(one["prompt"], "")} for one in self.said(SAYING)]
+        self._tell_said(said)
+        return said
+
+    def said(self, seconds: float) -> list[dict[str, Any]]:
+        return samples(self.causal.model, self.base.tokenizer, self.examples.prompts, longest=self.longest, seconds=seconds, heed=self.wishes.heed)
+
+    def _tell_said(self, said: list[dict[str, Any]]) -> None:
         if said:
             self.tell(Sampled(step=self.step, samples=said))
-        return said
 
     def _copied(self) -> dict[str, torch.Tensor]:
         return {name: weight.to("cpu", copy=True) for name, weight in self.optimizer.weights().items()}
@@ -413,7 +455,8 @@ class Run:
             "attention": self.causal.model.config._attn_implementation,
             "packing": self.causal.packs,
             "dtype": str(self.causal.model.dtype).removeprefix("torch."),
-            "warnings": [*self.base.warnings, *self.examples.warnings],
+            "optimizer": self.spec.tuning.optimizer,
+            "warnings": [*self.base.warnings, *self.examples.warnings, *self.optimizer.notes],
         }
 
     def metrics(self) -> dict[str, float]:
@@ -425,8 +468,7 @@ class Run:
             found |= {"initial_perplexity": self.evaluations[min(self.evaluations)]["perplexity"]}
         return found | {"tokens_per_second": round(self.tokens / max(self.seconds, 1e-9), 1)}
 
-    def summary(self, metrics: dict[str, float], said_after: list[dict[str, Any]], verified: dict[str, Any]) -> dict[str, Any]:
-        pairs = zip(self.said_before, said_after, strict=False)
+    def summary(self, metrics: dict[str, float], said: list[dict[str, Any]], verified: dict[str, Any]) -> dict[str, Any]:
         return {
             **self.facts(),
             "metrics": metrics,
@@ -442,9 +484,6 @@ class Run:
             "peak_memory": self._memory(),
             "hardware": machine.hardware(self.device),
             "versions": machine.versions(),
-            "samples": [
-                {"prompt": before["prompt"], "before": before["completion"], "after": after["completion"], "expected": before["expected"]}
-                for before, after in pairs
-            ],
+            "samples": [{"prompt": one["prompt"], "before": one["before"], "after": one["completion"], "expected": one["expected"]} for one in said],
             "verified": verified,
         }

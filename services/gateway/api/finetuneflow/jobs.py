@@ -1,5 +1,6 @@
 """Jobs: what runs or ran for a project, and how to stop it."""
 
+from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -12,7 +13,7 @@ from litestar.params import FromPath, QueryParameter
 from libs.events import Address, JobCreated
 from libs.events.log import EventLog
 from services.gateway.api.finetuneflow.projects import known
-from services.gateway.api.finetuneflow.words import STATUS, SYNONYMS, TYPES, Queued, progress, stamp, stamp_or_none
+from services.gateway.api.finetuneflow.words import STATUS, SYNONYMS, TYPES, Queued, eta, progress, stamp, stamp_or_none
 from services.gateway.api.problems import Refused
 from services.gateway.api.requests import AnyRequest, Limit, Offset, answered, origin, tenant
 from services.gateway.commands import Commands
@@ -35,6 +36,8 @@ class JobOut(msgspec.Struct, kw_only=True):
     project_id: str
     cancel_requested: bool
     message: str
+    eta_seconds: int | None
+    """Until the end, as the work goes now; null while nothing is known: before it goes on, when it stands still, and once it has ended."""
 
 
 class JobDetail(JobOut, kw_only=True):
@@ -70,13 +73,14 @@ async def list_jobs(
     rows, total = await jobs.of_project(
         db, tenant(request), id, kinds=[_KINDS.get(type, type)] if type else None, statuses=statuses, limit=limit, offset=offset
     )
-    return JobPage(jobs=[JobOut(**_fields(row)) for row in rows], total=total, limit=limit, offset=offset)
+    now = datetime.now(UTC)
+    return JobPage(jobs=[JobOut(**_fields(row, now=now)) for row in rows], total=total, limit=limit, offset=offset)
 
 
 @get("/jobs/{job_id:uuid}", summary="One job")
 async def get_job(request: AnyRequest, job_id: FromPath[UUID], db: NamedDependency[asyncpg.Pool], commands: NamedDependency[Commands]) -> JobDetail:
     if row := await jobs.get(db, tenant(request), str(job_id)):
-        return JobDetail(**_fields(row), result=row.result)
+        return JobDetail(**_fields(row, now=datetime.now(UTC)), result=row.result)
     state, _ = await commands.newest(Job, str(job_id), tenant=tenant(request))
     if state is None:
         raise NotFound(what="Job", id=str(job_id))
@@ -93,6 +97,7 @@ async def get_job(request: AnyRequest, job_id: FromPath[UUID], db: NamedDependen
         project_id=state.project_id,
         cancel_requested=state.cancel_requested,
         message="",
+        eta_seconds=None,
         result=None,
     )
 
@@ -125,7 +130,7 @@ async def enqueued(request: AnyRequest, commands: Commands, log: EventLog, comma
     return answered(outcome, Queued(job_id=command.job_id, message=message), status=202)
 
 
-def _fields(row: jobs.Row) -> dict[str, Any]:
+def _fields(row: jobs.Row, *, now: datetime) -> dict[str, Any]:
     return {
         "id": row.id,
         "type": TYPES.get(row.kind, row.kind),
@@ -139,6 +144,7 @@ def _fields(row: jobs.Row) -> dict[str, Any]:
         "project_id": row.project_id,
         "cancel_requested": row.cancel_requested,
         "message": row.message,
+        "eta_seconds": eta(row.shown, row.cancel_requested, row, now),
     }
 
 

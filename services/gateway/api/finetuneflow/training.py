@@ -12,6 +12,7 @@ import msgspec
 from litestar import Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
+from msgspec import UNSET, UnsetType
 
 from libs.config import Gateway
 from libs.events import FineTune, JobCreated, decode
@@ -19,7 +20,7 @@ from libs.events.log import EventLog
 from services.gateway.api.charges import starter
 from services.gateway.api.finetuneflow.jobs import as_asked
 from services.gateway.api.finetuneflow.projects import known
-from services.gateway.api.finetuneflow.words import STATUS, progress, stamp_or_none
+from services.gateway.api.finetuneflow.words import STATUS, eta, progress, stamp_or_none
 from services.gateway.api.problems import Refused, with_choices
 from services.gateway.api.requests import AnyRequest, answered, fingerprint, new_id, origin, tenant
 from services.gateway.commands import Commands
@@ -28,6 +29,7 @@ from services.gateway.domain.errors import JobEnded, NotFound
 from services.gateway.domain.jobs import CancelJob, Job, Status, run_id
 from services.gateway.domain.project import Project, StartTraining
 from services.gateway.live import Live
+from services.gateway.presets import Preset, presets
 from services.gateway.views import runs
 from services.gateway.views.runs import Run
 
@@ -35,7 +37,7 @@ CANCELLED_WITHIN = 5.0
 _SEEN = 2.0
 """Seconds that the answer waits for the views besides: who reads that his run has ended may start another at once."""
 
-HYPERPARAMS = tuple(field for field in FineTune.__struct_fields__ if field not in ("base_model", "revision", "method", "smoke"))
+HYPERPARAMS = tuple(field for field in FineTune.__struct_fields__ if field not in ("base_model", "revision", "method", "preset", "smoke"))
 SYNONYMS = {
     "rank": "lora_r",
     "r": "lora_r",
@@ -52,12 +54,26 @@ SYNONYMS = {
     "unet_lr": "learning_rate",
     "lr_scheduler_type": "lr_scheduler",
     "max_length": "max_seq_length",
+    "optim": "optimizer",
 }
 """Other tools' names for the same."""
+ALSO = {
+    "optimizer": {
+        "adamw_torch": "adamw",
+        "adamw_torch_fused": "adamw",
+        "adamw8bit": "adamw_8bit",
+        "adamw_bnb_8bit": "adamw_8bit",
+    },
+    "lr_scheduler": {"constant_with_warmup": "constant"},
+}
+"""And for the same choices."""
 
 
 class TrainStart(msgspec.Struct, kw_only=True):
-    method: Literal["lora", "qlora", "full"] = "qlora"
+    method: Literal["lora", "qlora", "full"] | UnsetType = UNSET
+    """`qlora`, or that of the preset, unless it is sent."""
+    preset: str | UnsetType = UNSET
+    """One of GET /v2/presets. What is sent in `hyperparams` counts more."""
     hyperparams: dict[str, Any] = {}
 
 
@@ -67,6 +83,7 @@ class TrainQueued(msgspec.Struct, kw_only=True):
     status: str = "queued"
     message: str = "Training job enqueued on gpu_queue"
     method: str
+    preset: str = ""
     base_model_id: str
     smoke: bool
     hyperparams: dict[str, Any]
@@ -92,6 +109,8 @@ class TrainStatus(msgspec.Struct, kw_only=True):
     current_metrics: Metrics
     started_at: str | None
     elapsed_seconds: int
+    eta_seconds: int | None
+    """Until the last step, as the run goes now; null while nothing is known: before it goes on, when it stands still, and once it has ended."""
     finished_at: str | None
     message: str
     error_message: str | None
@@ -127,8 +146,7 @@ async def start_training(
     command = StartTraining(
         project_id=str(project_id),
         job_id=job_id,
-        method=data.method,
-        hyperparams=_understood(data.hyperparams, data.method),
+        **wanted(data),
         smoke=settings.smoke,
         request=request_,
         starter=starter(request, settings, "finetuneflow"),
@@ -172,7 +190,21 @@ handlers: list[Any] = [start_training, train_status, cancel_training]
 _NOTHING = Cancelled(status="no_active_job", message="No training job is active for this project")
 
 
-def _understood(given: dict[str, Any], method: str) -> dict[str, Any]:
+def wanted(data: TrainStart) -> dict[str, Any]:
+    """As the command has it: what is sent counts more than its preset, and is checked."""
+    preset = _preset(data.preset) if data.preset else None
+    method = data.method or (preset.method if preset else "qlora")
+    given = (understood(preset.hyperparams, method) if preset else {}) | understood(data.hyperparams, method)
+    return {"method": method, "preset": data.preset or "", "hyperparams": given}
+
+
+def _preset(name: str) -> Preset:
+    if (found := presets().get(name)) is None:
+        raise Refused(422, f"preset: there is none of this name, only {', '.join(presets())}", field="preset")
+    return found
+
+
+def understood(given: dict[str, Any], method: str) -> dict[str, Any]:
     """Under the platform's own names, each of them checked."""
     names: dict[str, str] = {}
     for name in given:
@@ -182,15 +214,19 @@ def _understood(given: dict[str, Any], method: str) -> dict[str, Any]:
         if own in names:
             raise Refused(422, f"hyperparams.{name}: is the same as {names[own]}, send only one of them", field=f"hyperparams.{name}")
         names[own] = name
-    understood = {own: given[name] for own, name in names.items()}
+    meant = {own: _meant(own, given[name]) for own, name in names.items()}
     try:
-        msgspec.convert({**understood, "base_model": "any", "method": method}, FineTune)
+        msgspec.convert({**meant, "base_model": "any", "method": method}, FineTune)
     except msgspec.ValidationError as error:
         problem, _, path = str(error).partition(" - at `$.")
         own = path.rstrip("`")
         field = f"hyperparams.{names.get(own, own)}"
         raise Refused(422, f"{field}: {with_choices(problem, get_type_hints(FineTune).get(own))}", field=field) from error
-    return understood
+    return meant
+
+
+def _meant(own: str, value: Any) -> Any:
+    return ALSO[own].get(value, value) if own in ALSO and isinstance(value, str) else value
 
 
 def _unknown(name: str) -> str:
@@ -200,15 +236,21 @@ def _unknown(name: str) -> str:
 
 
 def _queued(created: JobCreated, given: dict[str, Any]) -> TrainQueued:
-    called = {SYNONYMS.get(name, name): name for name in given}
     return TrainQueued(
         job_id=created.job_id,
         run_id=run_id(created.job_id),
         method=created.spec["method"],
+        preset=created.spec.get("preset", ""),
         base_model_id=created.spec["base_model"],
         smoke=created.spec["smoke"],
-        hyperparams={called.get(own, own): created.spec[own] for own in HYPERPARAMS},
+        hyperparams=echoed(created.spec, given),
     )
+
+
+def echoed(spec: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """All that a run uses, under the names that were sent."""
+    called = {SYNONYMS.get(name, name): name for name in given}
+    return {called.get(own, own): spec[own] for own in HYPERPARAMS if own in spec}
 
 
 def _seen(run: Run, *, now: datetime) -> TrainStatus:
@@ -223,6 +265,7 @@ def _seen(run: Run, *, now: datetime) -> TrainStatus:
         current_metrics=Metrics(step=run.step, total_steps=run.total_steps, **named),
         started_at=stamp_or_none(run.started_at),
         elapsed_seconds=max(0, round(took)),
+        eta_seconds=eta(run.status.value, run.cancel_requested, run, now),
         finished_at=stamp_or_none(run.finished_at) if run.status.ended else None,
         message=run.message,
         error_message=run.error,

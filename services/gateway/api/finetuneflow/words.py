@@ -4,6 +4,8 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from services.gateway.views.jobs import Paced
+
 STATUS = {"queued": "queued", "preparing": "queued", "running": "running", "succeeded": "success", "failed": "failed", "cancelled": "cancelled"}
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "queued": ("queued", "preparing"),
@@ -40,6 +42,11 @@ def progress(status: str, percent: int) -> int:
     if status in ("queued", "preparing"):
         return 0
     return min(99, percent) if status == "running" else percent
+
+
+def eta(status: str, cancel_requested: bool, paced: Paced, now: datetime) -> int | None:
+    """Seconds until the end; None while nothing is known, and before the work itself has begun."""
+    return paced.until_done(now) if status == "running" and not cancel_requested else None
 
 
 def word(status: str | None) -> str | None:

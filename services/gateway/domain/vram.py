@@ -1,0 +1,73 @@
+"""How much memory of a GPU a fine-tune takes: what its trainer keeps there, counted from a model's shape. Nothing of it is measured here; docs/memory.md says what it rests on."""
+
+import msgspec
+
+from libs.events import FineTune
+
+NF4 = 0.516
+"""Bytes of a weight in 4 bits, with its doubly quantised scales."""
+STATES = {"adamw": 8.0, "adamw_8bit": 2.1, "paged_adamw_8bit": 2.1, "adafactor": 0.5}
+"""Bytes of an optimizer for each number that it changes."""
+LOGITS, CHUNK = 12, 512
+"""Bytes of a logit with its gradient, and how many tokens have theirs at a time."""
+FIXED = 1.1e9
+"""CUDA's own context, its libraries' workspaces, small things."""
+SPLINTERED = 1.05
+"""What comes and goes leaves gaps."""
+
+
+class Shape(msgspec.Struct, frozen=True, kw_only=True):
+    """What a Llama-like model is made of: a layer's linear ones as (in, out), and how many of the layers there are."""
+
+    hidden: int
+    intermediate: int
+    keys: int
+    layers: int
+    vocabulary: int
+    linears: list[tuple[int, int]]
+    other: int
+    """Parameters outside of the layers' linear ones."""
+
+    @property
+    def linear(self) -> int:
+        return self.layers * sum(inside * outside for inside, outside in self.linears)
+
+    def adapters(self, rank: int) -> int:
+        return self.layers * sum(rank * (inside + outside) for inside, outside in self.linears)
+
+
+def need(shape: Shape, parameters: int, tuning: FineTune) -> float:
+    """In bytes, with all rows of a batch at once and as long as they may be. Where that isn't there, the trainer takes fewer at once before it gives up."""
+    tokens = tuning.per_device_batch_size * tuning.max_seq_length
+    return FIXED + _weights(shape, parameters, tuning.method) + _trained(shape, parameters, tuning) + SPLINTERED * _passing(shape, tuning, tokens)
+
+
+def _weights(shape: Shape, parameters: int, method: str) -> float:
+    linear = min(shape.linear, parameters)
+    return NF4 * linear + 2.0 * (parameters - linear) if method == "qlora" else 2.0 * parameters
+
+
+def _trained(shape: Shape, parameters: int, tuning: FineTune) -> float:
+    """In float32: the numbers themselves, which are copies beside the 16-bit weights when all are trained, and their gradients."""
+    return (parameters if tuning.method == "full" else shape.adapters(tuning.lora_r)) * (4 + 4 + STATES[tuning.optimizer])
+
+
+def _passing(shape: Shape, tuning: FineTune, tokens: int) -> float:
+    """From the way forth to the way back: what layers keep, or their inputs only; one layer's gradients; the ends of the model."""
+    layer = tokens * _kept(shape, tuning)
+    kept = shape.layers * tokens * 2 * shape.hidden + layer if tuning.gradient_checkpointing else shape.layers * layer
+    slopes = tokens * (8 * shape.hidden + 6 * shape.intermediate)
+    unpacked = 2.0 * max(inside * outside for inside, outside in shape.linears) if tuning.method == "qlora" else 0.0
+    ends = tokens * 14 * shape.hidden + min(CHUNK, tokens) * shape.vocabulary * LOGITS
+    of_head = 6.0 * shape.vocabulary * shape.hidden if tuning.method == "full" else 0.0
+    return kept + slopes + unpacked + ends + of_head
+
+
+def _kept(shape: Shape, tuning: FineTune) -> int:
+    """Bytes of a token in a layer. A test counts them on the trainer itself."""
+    h, i, keys, rank = shape.hidden, shape.intermediate, shape.keys, tuning.lora_r
+    if tuning.method == "full":
+        return 22 * h + 8 * i + 4 * keys + 24
+    if tuning.lora_dropout:  # each adapter has a float32 copy of its input then, and a mask
+        return 60 * h + 14 * i + 4 * keys + 28 * rank + 24
+    return 18 * h + 8 * i + 4 * keys + 14 * rank + 24
