@@ -119,6 +119,7 @@ class Gateway(Service, frozen=True, kw_only=True):
     ] = ""
     max_file_mb: Annotated[int, Meta(description="Largest file of one upload, in MB.", ge=1)] = 50
     max_project_mb: Annotated[int, Meta(description="Largest sum of a project's files, in MB.", ge=1)] = 500
+    max_dataset_mb: Annotated[int, Meta(description="Largest table or ZIP of images that one data set may be, in MB.", ge=1)] = 2048
     hf_endpoint: Annotated[str, Meta(description="The model hub that base models are looked up at. HF_ENDPOINT is understood too.")] = "https://huggingface.co"
     hf_token: Annotated[str, Meta(description="Token of the model hub, for models behind a licence. HF_TOKEN is understood too.")] = ""
     source_roots: Annotated[str, Meta(description="Folders, divided by commas, under which models may lie that are named by their path.")] = ""

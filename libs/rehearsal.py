@@ -100,8 +100,6 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
     code: str
     """`data`, `model`, `hub` (it can't be reached) or `service` (another time it may work)."""
     message: str
-    too_long: bool = False
-    """Examples are longer than max_seq_length."""
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,12 +3,12 @@
 from .bus import BusCredentialCreated, BusCredentialRevoked
 from .catalog import EVENTS, Unreadable, decode, encode, schema, uuid7
 from .credits import CreditCaptured, CreditGranted, CreditReleased, CreditReserved, QuotaTaken
-from .datasets import DatasetCreated, DatasetDeleted, DatasetRunStarted
+from .datasets import DatasetCreated, DatasetDeleted, DatasetUsed
 from .envelope import Claim, CloudEvent, Event, Origin, Recorded
 from .examples import ExampleDeleted, ExampleEdited, ExampleMarked
 from .exports import ExportCancelled, ExportCompleted, ExportedFile, ExportFailed, ExportProgressed, ExportStarted
 from .jobs import JobCancelRequested, JobCreated
-from .models import ModelCreated, ModelDeleted
+from .models import ModelDeleted, ModelRegistered
 from .names import NameClaimed, NameReleased
 from .preparation import PreparationCancelled, PreparationCompleted, PreparationFailed, PreparationProduced, PreparationProgressed, PreparationStarted
 from .projects import (
@@ -23,6 +23,7 @@ from .projects import (
     ProjectWorkStarted,
 )
 from .specs import (
+    Ancestor,
     ChunkInputs,
     ChunkSpec,
     Column,
@@ -67,6 +68,7 @@ from .workspaces import WorkspaceCreated, WorkspaceMemberAdded, WorkspaceMemberR
 __all__ = [
     "EVENTS",
     "Address",
+    "Ancestor",
     "BusCredentialCreated",
     "BusCredentialRevoked",
     "ChunkInputs",
@@ -81,8 +83,8 @@ __all__ = [
     "DatasetCreated",
     "DatasetDeleted",
     "DatasetInputs",
-    "DatasetRunStarted",
     "DatasetSpec",
+    "DatasetUsed",
     "Event",
     "ExampleDeleted",
     "ExampleEdited",
@@ -102,8 +104,8 @@ __all__ = [
     "GenerateSpec",
     "JobCancelRequested",
     "JobCreated",
-    "ModelCreated",
     "ModelDeleted",
+    "ModelRegistered",
     "NameClaimed",
     "NameReleased",
     "NotStorable",

@@ -20,7 +20,7 @@ class DatasetCreated(Event, frozen=True, kw_only=True, tag="dataset.created"):
     """Fingerprint of the request, so that a repeated Idempotency-Key is told from a re-used one."""
 
 
-class DatasetRunStarted(Event, frozen=True, kw_only=True, tag="dataset.run_started"):
+class DatasetUsed(Event, frozen=True, kw_only=True, tag="dataset.used"):
     """In one batch with a job that reads it: nobody can delete what it reads without seeing it."""
 
     KEY = ("dataset_id",)

@@ -3,7 +3,7 @@
 from .envelope import Event
 
 
-class ModelCreated(Event, frozen=True, kw_only=True, tag="model.created"):
+class ModelRegistered(Event, frozen=True, kw_only=True, tag="model.registered"):
     """A run has made it, and it is known by the run's id. In one batch with the claim of its name."""
 
     KEY = ("model_id",)

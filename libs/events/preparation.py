@@ -57,7 +57,7 @@ class PreparationCompleted(Event, frozen=True, kw_only=True, tag="preparation.co
     tokenizer: str = ""
     """Whose tokens were counted in chunks: a base model's id, or `estimate`."""
     refused_files: dict[str, str] = {}
-    """Documents that no chunks could be made of, by id, each with the code that `refused` counts and `notes` put into words. The first thousand."""
+    """Documents that no chunks could be made of, by id, each with the code that `refused` counts and `notes` put into words. The first of them."""
     notes: list[str] = []
     """What whoever asked for the work should know of it."""
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from .envelope import Claim
 from .projects import File
 
 
@@ -24,13 +25,28 @@ class TrainInputs(msgspec.Struct, frozen=True, kw_only=True):
     """The jobs whose rows are wanted, where they are not all that the project has: of jobs from before the log was asked."""
 
 
+class Ancestor(msgspec.Struct, frozen=True, kw_only=True):
+    """A run whose model another one begins with: weights of its own (`full`), or an adapter that is merged into what came before it."""
+
+    job_id: str
+    project_id: str
+    method: Literal["lora", "qlora", "full"]
+    files: dict[str, Claim]
+    """By name. Those of the last one have the tokenizer and the chat template too."""
+
+
 class FineTune(msgspec.Struct, frozen=True, kw_only=True):
     """How a language model is fine-tuned. Bounds are part of the contract: whoever writes a spec checks them by decoding it."""
 
     base_model: Annotated[str, Meta(min_length=1, max_length=300)]
-    """A Hugging Face id, a folder that the training service can read, or `trainyard/tiny-llama`."""
+    """A Hugging Face id, a folder that the training service can read, `trainyard/tiny-llama`, or `trainyard/<job id>` of a train job."""
     revision: str = ""
     """The commit of the hub's repository that was resolved; empty: its newest."""
+    ancestors: list[Ancestor] = []
+    """What a base that was trained here is made of, the oldest first."""
+    root: str = ""
+    """The model under them, where the first is an adapter; with its commit."""
+    root_revision: str = ""
     method: Literal["lora", "qlora", "full"] = "lora"
     preset: Annotated[str, Meta(max_length=100)] = ""
     """What it began with, for people: its hyperparameters are among those below."""

@@ -101,6 +101,8 @@ class TrainingCompleted(Event, frozen=True, kw_only=True, tag="training.complete
     steps: Claim
     metrics: dict[str, float | None] = {}
     summary: dict[str, Any] = {}
+    merge: bool = False
+    """What another job has trained is merged; the baton goes on to the export."""
 
 
 class TrainingFailed(Event, frozen=True, kw_only=True, tag="training.failed"):

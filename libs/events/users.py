@@ -64,7 +64,7 @@ class UserKeyRevoked(Event, frozen=True, kw_only=True, tag="user.key_revoked"):
 
 
 class UserDeleted(Event, frozen=True, kw_only=True, tag="user.deleted"):
-    """Nobody enters as this user any more, and both names are free. What is in the workspace stays."""
+    """Nobody enters as this user any more, and both names are free. What is in the workspace stays, but for its webhooks: they end with it."""
 
     KEY = ("user_id",)
     user_id: str

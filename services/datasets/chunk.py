@@ -32,8 +32,10 @@ DOCUMENT = "raw_doc"
 """The kind of files that are read here."""
 NOTES = 50
 """Most that are told."""
-NAMED = 1_000
-"""Most refused files that are told by their ids."""
+NOTE = 400
+"""Characters of one, of which some are a stranger's."""
+NAMED = 500
+"""Most refused files that are told by their ids: with the notes they must fit into a fact."""
 READING = 0.5
 """The share of the work on a document after which its text is known."""
 
@@ -213,7 +215,7 @@ class Chunk(Preparation):
 
     def _note(self, note: str) -> None:
         if note:
-            self._notes.append(note)
+            self._notes.append(note[:NOTE])
 
     async def _watch(self, work: Coroutine[Any, Any, T]) -> T:
         task = asyncio.create_task(work)

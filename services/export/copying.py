@@ -21,25 +21,30 @@ class Abandoned(Exception):
 
 
 class Copy:
-    """Keeps what the check will need of it: the head of a file of weights, or settings as a whole."""
+    """Keeps what the check will need of it: the head of a file of weights, or settings as a whole. What this very job has made stays where it is, and is only read."""
 
-    def __init__(self, name: str, source: Claim, *, folder: str, passed: Callable[[int], None]) -> None:
+    def __init__(self, name: str, source: Claim, *, folder: str = "", passed: Callable[[int], None]) -> None:
         self.abandoned = False
         self.kept = bytearray()
         self._name = name
         self._source = source
-        self._target = f"{folder}/{source.sha256}"
+        self._target = f"{folder}/{source.sha256}" if folder else ""
         self._passed = passed
         self._crc32 = 0
 
     @property
     def file(self) -> ExportedFile:
-        claim = Claim(key=self._target, sha256=self._source.sha256, size=self._source.size)
+        claim = Claim(key=self._target or self._source.key, sha256=self._source.sha256, size=self._source.size)
         return ExportedFile(name=self._name, content=claim, crc32=self._crc32)
 
     async def make(self, storage: Storage) -> None:
         try:
-            await storage.put_stream(self._target, self._pieces(storage), expected=self._source.size)
+            if self._target:
+                await storage.put_stream(self._target, self._pieces(storage), expected=self._source.size)
+            else:
+                async with aclosing(self._pieces(storage)) as pieces:
+                    async for _ in pieces:
+                        continue
         finally:
             self.abandoned = True  # the thread that stores it doesn't hear of a cancellation
 

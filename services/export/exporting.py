@@ -27,10 +27,11 @@ from libs.runtime.waiting import Stopped, unless
 from libs.storage import Missing, Storage
 
 from . import run
+from .card import card
 from .copying import SETTINGS, Copy, lines, sound
 from .curve import Curve, Step, svg
 from .documents import metrics, training_config
-from .files import BASE_CONFIG, LOSS_CURVE, METRICS, REPORT, TRAINING_CONFIG, chosen, needed
+from .files import BASE_CONFIG, CARD, LOSS_CURVE, MERGED, METRICS, REPORT, TRAINING_CONFIG, chosen, merged, needed, shards
 from .refused import Refused
 from .report import report
 from .run import Run
@@ -87,14 +88,21 @@ class Export:
         await self._stage.end(event, cancelled=ExportCancelled(job_id=self.job_id))
 
     async def _export(self) -> None:
-        await self._stage.start(ExportStarted(job_id=self.job_id))
+        with_merged = "training" in self._job.stages
+        await self._stage.start(ExportStarted(job_id=self.job_id, merged=with_merged))
         self._told = (asyncio.get_running_loop().time(), self._now)
         inputs = msgspec.convert(self._job.inputs, ExportInputs)
         trained = await run.read(self._log, tenant=self.tenant, job_id=inputs.training_job_id, project_id=inputs.project_id, until=self._created.seq - 1)
         along, left_behind = chosen(trained.completed.artifacts, method=trained.tuning.method)
-        copies = await self._copy_all(along)
+        made: dict[str, Claim] = {}
+        if with_merged:
+            merge = await run.merge_of(self._log, tenant=self.tenant, job_id=self.job_id)
+            made, trained.merged = merged(merge.artifacts), {"folder": MERGED} | _dict(merge.summary.get("merged"))
+        copies = await self._copy_all(along, made)
         self._now = msgspec.structs.replace(self._now, doing="checking that the model loads")
         found = await self._watched(verdict(_question(trained, copies)))
+        if made:
+            await self._watched(verdict(_question_of_merged(copies)))
         self._now = msgspec.structs.replace(self._now, doing="writing the report")
         curve = await self._watched(self._curve(trained.completed.steps))
         files = [copy.file for copy in copies.values()]
@@ -109,14 +117,16 @@ class Export:
     def _folder(self) -> str:
         return f"{self.tenant}/{self.job_id}"
 
-    async def _copy_all(self, along: dict[str, Claim]) -> dict[str, Copy]:
-        """Into objects of this job: two owners never share one."""
+    async def _copy_all(self, along: dict[str, Claim], made: dict[str, Claim]) -> dict[str, Copy]:
+        """Into objects of this job: two owners never share one. What another stage of it has `made` is its own already. A merge was the first half of the way."""
 
         def passed(size: int) -> None:
             self._now = msgspec.structs.replace(self._now, done=self._now.done + size)
 
-        self._now = ExportProgressed(job_id=self.job_id, done=0, total=sum(claim.size for claim in along.values()), doing="copying files")
+        size = sum(claim.size for claim in (*along.values(), *made.values()))
+        self._now = ExportProgressed(job_id=self.job_id, done=size if made else 0, total=2 * size if made else size, doing="copying files")
         copies = {name: Copy(name, claim, folder=self._folder, passed=passed) for name, claim in along.items()}
+        copies |= {name: Copy(name, claim, passed=passed) for name, claim in made.items()}
         for copy in copies.values():
             await self._watched(copy.make(self._storage))
         return copies
@@ -165,6 +175,12 @@ def _question(trained: Run, copies: dict[str, Copy]) -> Question:
     return Question(base_config=base_config, adapter_config=config, head=head, size=claim.size)
 
 
+def _question_of_merged(copies: dict[str, Copy]) -> Question:
+    config = _settings(f"{MERGED}config.json", copies[f"{MERGED}config.json"].kept)
+    first, *others = [(bytes(copies[name].kept), copies[name].file.content.size) for name in shards(copies)]
+    return Question(base_config=config, adapter_config=None, head=first[0], size=first[1], others=others)
+
+
 def _settings(name: str, content: bytearray) -> dict[str, Any]:
     try:
         return msgspec.json.decode(content, type=dict[str, Any])
@@ -179,4 +195,10 @@ def _written(trained: Run, curve: Curve, found: Verdict, left_behind: list[str])
         METRICS: metrics(trained, curve),
         LOSS_CURVE: svg([(point.step, point.train_loss) for point in curve.points], held_out).encode(),
         REPORT: report(trained, curve, found, left_behind=left_behind),
+        CARD: card(trained),
+        **({f"{MERGED}{CARD}": card(trained, merged=True)} if trained.merged else {}),
     }
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

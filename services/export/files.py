@@ -1,20 +1,23 @@
 """Which files an export has: those that a training left and that loading needs, and those that are written here."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from libs.events import Claim
 
 from .refused import Refused
 
-TRAINING_CONFIG, METRICS, REPORT, LOSS_CURVE = "training_config.json", "metrics.json", "report.md", "loss_curve.svg"
-OURS = (TRAINING_CONFIG, METRICS, REPORT, LOSS_CURVE)
+TRAINING_CONFIG, METRICS, REPORT, LOSS_CURVE, CARD = "training_config.json", "metrics.json", "report.md", "loss_curve.svg", "README.md"
+OURS = (TRAINING_CONFIG, METRICS, REPORT, LOSS_CURVE, CARD)
 ARCHIVE = "finetuneflow_export.zip"
 """Made of all files by whoever sends it; none of them may bear its name."""
 ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
 BASE_CONFIG = "base_config.json"
 """The base model's own, where the training's summary had no room for it."""
 MODEL = ("model.safetensors", "config.json")
+MERGED = "merged/"
+"""The folder of a merged model: beside an adapter's configuration transformers would take it for the adapter's base."""
+_SHARD = re.compile(r"merged/model(-\d{5}-of-\d{5})?\.safetensors")
 _KINDS = (".safetensors", ".json", ".jinja", ".txt", ".model")
 """Weights, settings, templates, vocabularies: nothing that is run when it is opened."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -34,3 +37,15 @@ def chosen(artifacts: Mapping[str, Claim], *, method: str) -> tuple[dict[str, Cl
     if twice := sorted({name for name in taken if taken.count(name) > 1}):
         raise Refused("name_taken", f"Two files of the export would be called {', '.join(twice)}.")
     return along, sorted(artifacts.keys() - along.keys())
+
+
+def merged(artifacts: Mapping[str, Claim]) -> dict[str, Claim]:
+    """The files of the merged model, in order: all, or nothing could be loaded."""
+    along = {name: artifacts[name] for name in sorted(artifacts) if name.startswith(MERGED) and _NAME.fullmatch(name.removeprefix(MERGED))}
+    if f"{MERGED}config.json" not in along or not shards(along):
+        raise Refused("incomplete", "The merge left no whole model, so there is nothing that could be loaded.")
+    return along
+
+
+def shards(names: Iterable[str]) -> list[str]:
+    return [name for name in names if _SHARD.fullmatch(name)]

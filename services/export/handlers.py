@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from libs.events import JobCreated, Recorded
+from libs.events import Address, JobCreated, Recorded, TrainingCompleted
 from libs.events.log import EventLog
 from libs.storage import Storage
 
@@ -31,15 +31,30 @@ class Exports:
 
     async def export(self, created: Recorded) -> None:
         """Delivered at least once: the story in the log says how far things are."""
-        job = created.event
-        if not isinstance(job, JobCreated) or job.kind not in KINDS or "export" not in job.stages:
-            return
-        with self._holding(self._export(created)) as export:
-            await export.run()
+        if _ours(created, first=True):
+            await self._run(created)
+
+    async def export_merged(self, completed: Recorded) -> None:
+        """The stage before ours has passed the baton: what was trained is merged. Most trainings are no stage of an export."""
+        created = await self._created(completed)
+        if _ours(created, first=False):
+            await self._run(created)
+
+    async def give_up_merged(self, completed: Recorded, error: Exception) -> None:
+        await self.give_up(await self._created(completed), error)
 
     async def give_up(self, created: Recorded, error: Exception) -> None:
         message = f"The model could not be exported because of a fault in the platform ({type(error).__name__}). Its log says more; the operator can mend it."
         await self._export(created).fail("internal", message)
+
+    async def _run(self, created: Recorded) -> None:
+        with self._holding(self._export(created)) as export:
+            await export.run()
+
+    async def _created(self, completed: Recorded) -> Recorded:
+        assert isinstance(completed.event, TrainingCompleted)
+        (created,) = await self._log.read(Address(tenant=completed.tenant, category="job", key=(completed.event.job_id,)).under("created"))
+        return created
 
     async def _cancel(self, msg: Msg) -> None:
         _, tenant, *_, job_id = msg.subject.split(".")
@@ -57,3 +72,8 @@ class Exports:
             yield export
         finally:
             self._in_hand.discard(export)
+
+
+def _ours(created: Recorded, *, first: bool) -> bool:
+    job = created.event
+    return isinstance(job, JobCreated) and job.kind in KINDS and "export" in job.stages and (job.stages[0] == "export") is first

@@ -1,22 +1,19 @@
 """report.md: a run told to people. Whatever people or models have written in it is escaped."""
 
-import json
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
-from libs.tiny import BASE
-
+from . import loading, merging
 from .curve import Curve
-from .documents import base_revision, best_evaluation, final, initial, tokens_per_second
-from .markdown import code, lines, table, text
+from .documents import best_evaluation, final, initial, tokens_per_second
+from .markdown import code, table, text
 from .run import Run
+from .saying import shown
 from .verification import Verdict
+from .wording import cautions, change, duration, method, number, spelled
 
-PROMPTS = 10
-"""Most prompts whose completions are shown."""
 TOLD_ELSEWHERE = frozenset(
     {
         *("base_config", "verified", "versions", "warnings", "hardware", "device", "tokens_per_second", "tokens", "parameters", "trainable_parameters"),
@@ -37,8 +34,6 @@ TOLD_ELSEWHERE = frozenset(
     }
 )
 """Of a training's summary. Whatever else it says is put in a table as it is."""
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9./~][A-Za-z0-9._/~-]{0,299}")
-"""Can stand in a command or in Python as it is."""
 
 
 def report(run: Run, curve: Curve, verdict: Verdict, *, left_behind: list[str]) -> bytes:
@@ -48,6 +43,7 @@ def report(run: Run, curve: Curve, verdict: Verdict, *, left_behind: list[str]) 
         _losses(run, curve),
         _samples(run),
         _loading(run),
+        _merged(run),
         _checked(run, verdict),
         _settings(run),
         _machine(run),
@@ -60,17 +56,13 @@ def _title(run: Run) -> Iterator[str]:
     rows = run.preparation.splits
     yield f"# Fine-tune of {text(run.tuning.base_model)}"
     yield (
-        f"{_method(run)} on {rows.get('train', 0):,} rows of the project {text(run.project_name) or 'without a name'}, "
+        f"{method(run)} on {rows.get('train', 0):,} rows of the project {text(run.project_name) or 'without a name'}, "
         f"{run.completed.step:,} steps, completed on {run.completed_at:%Y-%m-%d at %H:%M} UTC."
     )
 
 
 def _warnings(run: Run, left_behind: list[str]) -> Iterator[str]:
-    told = [text(str(warning), most=500) for warning in _list(run.summary.get("warnings"))]
-    if run.tuning.smoke:
-        told.insert(0, "**The weights are worthless.** This was a smoke run: the base model was replaced by a tiny random one of the same architecture.")
-    if not run.preparation.splits.get("eval"):
-        told.append("No rows were held out, so nothing says how the model does on text that it was not trained on.")
+    told = cautions(run)
     if run.reduced:
         told.append(f"Memory ran short at step {run.reduced[0].step:,}: fewer tokens went through the model at once from there on. The gradients are the same.")
     if left_behind:
@@ -89,70 +81,32 @@ def _losses(run: Run, curve: Curve) -> Iterator[str]:
     ]
     yield "## Before and after"
     yield table(
-        ["", "Before", "After", "Change"], [[name, _number(old), _number(new), _change(old, new)] for name, old, new in rows if (old, new) != (None, None)]
+        ["", "Before", "After", "Change"], [[name, number(old), number(new), change(old, new)] for name, old, new in rows if (old, new) != (None, None)]
     )
     if isinstance(kept := run.summary.get("best_step"), int) and kept != run.completed.step:
         yield f"The exported weights are those of step {kept:,}, which had the best loss on held-out rows; the training went on to step {run.completed.step:,}."
     elif best and best.step != run.completed.step:
-        yield f"The best loss on held-out rows, {_number(best.metrics.get('eval_loss'))}, was measured at step {best.step:,}."
+        yield f"The best loss on held-out rows, {number(best.metrics.get('eval_loss'))}, was measured at step {best.step:,}."
     yield "![Loss by step](loss_curve.svg)"
 
 
 def _samples(run: Run) -> Iterator[str]:
-    """Side by side where the same prompts were put to the model before."""
-    if not run.samples:
-        return
-    last = run.samples[-1]
-    first = run.samples[0] if run.samples[0] is not last else None
-    before = {_prompt(sample): str(sample.get("completion", "")) for sample in first.samples} if first else {}
-    yield "## What it says"
-    if first:
-        yield f"Before is the model at step {first.step:,}, after is step {last.step:,}."
-    shown = last.samples[:PROMPTS]
-    columns = [
-        ("Prompt", [lines(_prompt(sample), most=1000) for sample in shown]),
-        ("Before", [lines(before.get(_prompt(sample), "—")) for sample in shown] if first else []),
-        ("After" if first else "Says", [lines(str(sample.get("completion", ""))) for sample in shown]),
-        ("Expected", [lines(str(sample["expected"])) if sample.get("expected") else "" for sample in shown]),
-    ]
-    there = [(name, cells) for name, cells in columns if any(cells)]
-    yield table([name for name, _ in there], zip(*(cells for _, cells in there), strict=True))
+    if told := list(shown(run)):
+        yield "## What it says"
+        yield from told
 
 
 def _loading(run: Run) -> Iterator[str]:
-    base = run.tuning.base_model if _PLAIN_NAME.fullmatch(run.tuning.base_model) else "BASE_MODEL"
-    revision = f", revision={json.dumps(found)}" if _PLAIN_NAME.fullmatch(found := base_revision(run)) else ""
     yield "## How to load it"
-    if run.tuning.method == "full":
-        yield "Put the files of this export into a folder `model`. They are the whole model."
-        yield _block(
-            "python",
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            "",
-            'model = AutoModelForCausalLM.from_pretrained("model")',
-            'tokenizer = AutoTokenizer.from_pretrained("model")',
-        )
-        yield _block("sh", "vllm serve ./model")
-        return
-    commit = f" at commit {text(found)}" if found else ""
-    yield f"Put the files of this export into a folder `adapter`. The base model, {text(run.tuning.base_model)}{commit}, is not part of the export."
-    if run.tuning.base_model == BASE:
-        yield "It is the tiny model with random weights that ships with this platform, made by whoever trains it, and on no hub: give its folder in place of its name (`models/tiny-llama-1` in the platform's home, or wherever TRAINYARD_MODELS_FOLDER says)."
-    yield _block(
-        "python",
-        "from peft import PeftModel",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        "",
-        f'base = AutoModelForCausalLM.from_pretrained("{base}"{revision})',
-        'model = PeftModel.from_pretrained(base, "adapter")',
-        'tokenizer = AutoTokenizer.from_pretrained("adapter")',
-    )
-    rank = f" --max-lora-rank {run.tuning.lora_r}" if run.tuning.lora_r > 16 else ""
-    yield _block("sh", f"vllm serve {base} --enable-lora{rank} --lora-modules adapter=./adapter")
-    yield (
-        "To merge it, load the base in 16 bits, as above, and call `model.merge_and_unload(safe_merge=True)`. "
-        "Never merge onto a quantised base: rounding takes away a part of what was learned."
-    )
+    yield from loading.whole(run, "model") if run.tuning.method == "full" else loading.adapter(run)
+    if run.merged:
+        yield from loading.whole(run, "merged")
+
+
+def _merged(run: Run) -> Iterator[str]:
+    if run.merged:
+        yield "## The merged model"
+        yield from merging.told(run)
 
 
 def _checked(run: Run, verdict: Verdict) -> Iterator[str]:
@@ -163,7 +117,7 @@ def _checked(run: Run, verdict: Verdict) -> Iterator[str]:
         f"({text(verdict.library)}). Every file has the checksum it had when the training stored it."
     )
     if found := run.summary.get("verified"):
-        yield f"The training loaded the {whole} again beside its base: {_told(found)}."
+        yield f"The training loaded the {whole} again beside its base: {spelled(found)}."
 
 
 def _settings(run: Run) -> Iterator[str]:
@@ -178,14 +132,14 @@ def _settings(run: Run) -> Iterator[str]:
 def _machine(run: Run) -> Iterator[str]:
     summary = run.summary
     rows = [
-        ("Device", _told(summary.get("hardware") or summary.get("device") or run.attempts[-1].device)),
-        ("Duration, from the first attempt on", _duration(run.seconds)),
-        ("Duration of the steps", _duration(spent) if isinstance(spent := summary.get("training_seconds"), int | float) else ""),
-        ("Tokens per second", _number(tokens_per_second(run))),
-        ("Tokens", _number(summary.get("tokens"))),
-        ("Parameters", _number(summary.get("parameters"))),
-        ("Trained parameters", _number(summary.get("trainable_parameters"))),
-        *((text(name.replace("_", " ").capitalize()), _told(value)) for name, value in summary.items() if name not in TOLD_ELSEWHERE and _is_small(value)),
+        ("Device", spelled(summary.get("hardware") or summary.get("device") or run.attempts[-1].device)),
+        ("Duration, from the first attempt on", duration(run.seconds)),
+        ("Duration of the steps", duration(spent) if isinstance(spent := summary.get("training_seconds"), int | float) else ""),
+        ("Tokens per second", number(tokens_per_second(run))),
+        ("Tokens", number(summary.get("tokens"))),
+        ("Parameters", number(summary.get("parameters"))),
+        ("Trained parameters", number(summary.get("trainable_parameters"))),
+        *((text(name.replace("_", " ").capitalize()), spelled(value)) for name, value in summary.items() if name not in TOLD_ELSEWHERE and _is_small(value)),
         *((text(name), text(str(version))) for name, version in sorted(_dict(summary.get("versions")).items())),
     ]
     yield "## Machine and speed"
@@ -223,76 +177,9 @@ def _attempts(run: Run) -> str:
     return "; ".join([", ".join(told), *lost])
 
 
-def _method(run: Run) -> str:
-    match run.tuning.method:
-        case "lora":
-            return f"LoRA of rank {run.tuning.lora_r}"
-        case "qlora":
-            return f"QLoRA of rank {run.tuning.lora_r}"
-        case "full":
-            return "All weights trained"
-
-
-def _prompt(sample: dict[str, Any]) -> str:
-    match sample.get("prompt", sample.get("messages", "")):
-        case str(prompt):
-            return prompt
-        case list(messages):
-            return "\n".join(f"{message.get('role', '')}: {message.get('content', '')}" if isinstance(message, dict) else str(message) for message in messages)
-        case other:
-            return str(other)
-
-
-def _told(value: Any) -> str:
-    match value:
-        case str():
-            return text(value)
-        case bool() | None:
-            return "yes" if value else "no"
-        case int() | float():
-            return _number(value)
-        case dict():
-            return ", ".join(f"{text(str(name).replace('_', ' '))}: {_told(one)}" for name, one in value.items())
-        case list():
-            return ", ".join(_told(one) for one in value)
-        case _:
-            return text(str(value))
-
-
 def _is_small(value: Any) -> bool:
     return isinstance(value, str | int | float) or (isinstance(value, dict | list) and 0 < len(value) <= 8)
 
 
-def _number(value: Any) -> str:
-    match value:
-        case bool() | None:
-            return "—"
-        case int():
-            return f"{value:,}"
-        case float():
-            return f"{value:.3g}" if 0 < abs(value) < 0.001 else f"{value:,.4f}" if abs(value) < 100 else f"{value:,.1f}"
-        case _:
-            return text(str(value))
-
-
-def _change(old: float | None, new: float | None) -> str:
-    if old is None or new is None or old == 0:
-        return ""
-    return f"{(new - old) / abs(old):+.1%}"
-
-
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s" if rest >= 60 else f"{seconds:.1f} s"
-
-
-def _block(language: str, *content: str) -> str:
-    return "\n".join([f"```{language}", *content, "```"])
-
-
 def _dict(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []

@@ -1,5 +1,6 @@
 """What the log says of a training run and of where its rows came from, up to the fact that asked for the export."""
 
+import re
 from datetime import datetime
 from typing import Any
 
@@ -7,12 +8,16 @@ import msgspec
 
 from libs.events import (
     Address,
+    ExampleDeleted,
+    ExampleMarked,
     File,
     FineTune,
     JobCreated,
     PreparationCompleted,
     ProjectCreated,
+    ProjectFileDeleted,
     ProjectFilesAdded,
+    ProjectModelResolved,
     ProjectUpdated,
     Recorded,
     Source,
@@ -34,6 +39,8 @@ from libs.sources import of_project
 
 from .refused import Refused
 
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,200}")
+
 
 class Run(msgspec.Struct, kw_only=True):
     """A training run that has completed."""
@@ -54,6 +61,12 @@ class Run(msgspec.Struct, kw_only=True):
     evaluations: list[TrainingEvaluated]
     samples: list[TrainingSampled]
     project_name: str = ""
+    licence: str = ""
+    """Of the base model, as far as the project knows it."""
+    withheld: int = 0
+    """Samples that nobody is shown any more: their example was deleted or taken out since."""
+    merged: dict[str, Any] = {}
+    """What the merge tells of itself, where there was one."""
     sources: list[Source] = []
     """Whose rows it learned from."""
     files: dict[str, File] = {}
@@ -81,9 +94,48 @@ async def read(event_log: EventLog, *, tenant: str, job_id: str, project_id: str
                 run.project_name = name
             case ProjectFilesAdded(files=files):
                 run.files |= {file.job_id: file for file in files}
+            case ProjectModelResolved(base_model_id=model, model_info=info) if model == run.tuning.base_model:
+                run.licence = str(info.get("license") or "")
+            case ProjectFileDeleted(file_id=file_id, job_id=ingest) if any(ingest == source.job_id or file_id == source.file_id for source in run.sources):
+                _withhold(run, {_example(sample) for told in run.samples for sample in told.samples})
             case _:
                 continue
+    shown = {_example(sample) for told in run.samples for sample in told.samples}
+    _withhold(run, {id for id in shown if _TOKEN.fullmatch(id) and await _hidden(event_log, tenant, project_id, id, until)})
     return run
+
+
+async def merge_of(event_log: EventLog, *, tenant: str, job_id: str) -> TrainingCompleted:
+    """What the stage before an export has left."""
+    for fact in await event_log.read(Address(tenant=tenant, category="training", key=(job_id,)).under("completed")):
+        if isinstance(fact.event, TrainingCompleted):
+            return fact.event
+    raise Refused("merge_missing", "The adapter was not merged, so there is no merged model to export.")
+
+
+async def _hidden(event_log: EventLog, tenant: str, project_id: str, example_id: str, until: int) -> bool:
+    """By the latest word of a person on it."""
+    hidden = False
+    for fact in await _facts(event_log, Address(tenant=tenant, category="example", key=(project_id, example_id)).guard, until):
+        match fact.event:
+            case ExampleMarked(is_valid=is_valid):
+                hidden = not is_valid
+            case ExampleDeleted():
+                return True
+            case _:
+                continue
+    return hidden
+
+
+def _withhold(run: Run, examples: set[str]) -> None:
+    for n, told in enumerate(run.samples):
+        left = [sample for sample in told.samples if _example(sample) not in examples]
+        run.withheld = max(run.withheld, len(told.samples) - len(left))
+        run.samples[n] = msgspec.structs.replace(told, samples=left)
+
+
+def _example(sample: dict[str, Any]) -> str:
+    return str(sample.get("example_id", ""))
 
 
 async def _facts(event_log: EventLog, pattern: str, until: int) -> list[Recorded]:

@@ -35,6 +35,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     """None: the weights are a whole model's."""
     head: bytes
     size: int
+    others: list[tuple[bytes, int]] = []
+    """Head and size of each other file, where the weights are in several."""
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):

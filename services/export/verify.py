@@ -37,7 +37,12 @@ def main() -> None:
 def judge(question: Question) -> Verdict:
     what = "model" if question.adapter_config is None else "adapter"
     try:
-        found = tensors(question.head, size=question.size)
+        found: dict[str, Tensor] = {}
+        for head, size in ((question.head, question.size), *question.others):
+            more = tensors(head, size=size)
+            if twice := found.keys() & more.keys():
+                raise Unsound(f"tensor {min(twice)[:120]} is in two files")
+            found |= more
     except Unsound as why:
         return Verdict(code="does_not_load", message=_clean(f"The {what}'s file is no sound safetensors file: {why}."))
     try:

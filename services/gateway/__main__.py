@@ -23,7 +23,7 @@ from libs.runtime.http import Server
 from libs.runtime.nkeys import Issuer, NotASeed
 from libs.runtime.waiting import unless
 from libs.storage import Storage
-from services.gateway import migrations, people, reactions
+from services.gateway import migrations, people, reactions, registry
 from services.gateway.accounts import Accounts
 from services.gateway.app import Parts, app_version, create_app
 from services.gateway.attempts import Attempts
@@ -100,6 +100,7 @@ async def serve(settings: Gateway, stop: asyncio.Event) -> None:
     server = Server(app, host=settings.host, port=settings.port)
     reacting = broker(settings.nats_url, name="gateway")
     reactions.subscribe(reacting, storage, event_log, commands, db)
+    registry.subscribe(reacting, storage, event_log, db)
     await progress.listen(nc)
     await live.listen(nc)
     await unless(stop, reacting.start())

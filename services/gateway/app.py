@@ -18,9 +18,26 @@ from services.gateway.accounts import Accounts
 from services.gateway.api import docs, platform
 from services.gateway.api.autotrainx.progress import Sockets
 from services.gateway.api.datagen import auth as datagen_auth
-from services.gateway.api.deep_learning import auth, webhooks
+from services.gateway.api.deep_learning import auth, datasets, webhooks
+from services.gateway.api.deep_learning import models as fitted
+from services.gateway.api.deep_learning import training as fitting
 from services.gateway.api.deep_learning.limits import ANONYMOUS
-from services.gateway.api.finetuneflow import chunks, dataset, download, export, files, generation, hardware, health, jobs, logs, models, projects, training
+from services.gateway.api.finetuneflow import (
+    chunks,
+    dataset,
+    download,
+    export,
+    files,
+    generation,
+    hardware,
+    health,
+    jobs,
+    logs,
+    models,
+    projects,
+    rehearsal,
+    training,
+)
 from services.gateway.api.lora import credits
 from services.gateway.api.problems import problem
 from services.gateway.api.requests import AnyRequest, find
@@ -48,6 +65,7 @@ ROOMS = {
     generation: "finetuneflow: data set",
     dataset: "finetuneflow: data set",
     download: "finetuneflow: data set",
+    rehearsal: "finetuneflow: data set",
     models: "finetuneflow: model",
     hardware: "finetuneflow: hardware",
     training: "finetuneflow: training",
@@ -56,6 +74,9 @@ ROOMS = {
     jobs: "finetuneflow: jobs",
     events: "v2: events",
     auth: "deep-learning-platform: people",
+    datasets: "deep-learning-platform: data sets",
+    fitting: "deep-learning-platform: training",
+    fitted: "deep-learning-platform: models",
     webhooks: "deep-learning-platform: webhooks",
     datagen_auth: "datagen: people",
     keys: "v2: people",

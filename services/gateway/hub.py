@@ -5,6 +5,7 @@ import json
 import re
 import struct
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,12 +18,13 @@ from msgspec import Meta
 
 from libs import tiny
 from libs.runtime.waiting import within
+from services.gateway.domain.vram import Shape
 
 ID = re.compile(r"(?!.*(\.\.|--))[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,95})?(?<!\.git)(?<![.-])")
 PATIENCE = 20.0
 """Seconds for all that is asked of the hub about one model."""
-LISTING, CONFIG, HEADER = 16 * 1024 * 1024, 1024 * 1024, 32 * 1024 * 1024
-"""Most bytes of an answer, of a config.json and of a weight file's header."""
+LISTING, CONFIG, HEADER, CARD = 16 * 1024 * 1024, 1024 * 1024, 32 * 1024 * 1024, 64 * 1024
+"""Most bytes of an answer, of a config.json, of a weight file's header and of a model card's."""
 REDIRECTS = 4
 
 Count = Annotated[int, Meta(ge=0, le=2**40)]
@@ -36,18 +38,25 @@ class NotAllowed(Exception):
     """It is there, but not for us; the message says what would help."""
 
 
+class TokenRefused(NotAllowed):
+    """The hub doesn't know who asks."""
+
+
 class HubDown(Exception):
     """Nobody can tell now."""
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):
-    """`info` is what people see and what a project keeps."""
+    """`info` is what people see and what a project keeps. Without `shape` nobody can say what memory its training takes."""
 
     info: "Info"
     revision: str = ""
+    shape: Shape | None = None
 
 
 class Vram(msgspec.Struct, frozen=True, kw_only=True):
+    """GB of a GPU, by method."""
+
     full: float
     lora: float
     qlora: float
@@ -62,6 +71,10 @@ class Info(msgspec.Struct, frozen=True, kw_only=True):
     estimated_vram_fp16_gb: float | None = None
     estimated_vram_4bit_gb: float | None = None
     estimated_training_vram_gb: Vram | None = None
+    """All rows of a batch at once, with the hyperparameters of `estimated_for`."""
+    least_training_vram_gb: Vram | None = None
+    """One row at a time, with gradient_checkpointing: a smaller max_seq_length aside, less does not do."""
+    estimated_for: dict[str, Any] = {}
     architecture: str | None = None
     vocab_size: int | None = None
     max_position_embeddings: int | None = None
@@ -101,7 +114,7 @@ class Hub:
     async def describe(self, model_id: str) -> Model:
         """`model_id` has been looked at by `well_formed`."""
         if model_id == tiny.BASE:
-            return Model(info=_info(model_id, json.dumps(tiny.CONFIG).encode(), safetensors=True, license=tiny.LICENSE))
+            return judged(model_id, json.dumps(tiny.CONFIG).encode(), safetensors=True, license=tiny.LICENSE)
         look = self._from_folder if model_id.startswith("/") else self._from_hub
         try:
             return await within(2 * PATIENCE, asyncio.get_running_loop().run_in_executor(self._threads, look, model_id))
@@ -127,7 +140,7 @@ class Hub:
                 raise HubDown(f"the model hub ({self.endpoint}) answers {status}")
         known = listing.safetensors.total if listing.safetensors else None
         weights = any(name.endswith(".safetensors") for name in names)
-        return Model(info=_info(model_id, config, safetensors=weights, license=listing.license, parameters=known), revision=listing.sha)
+        return judged(model_id, config, safetensors=weights, license=listing.license, parameters=known, revision=listing.sha)
 
     def _listing(self, model_id: str, until: float) -> "_Listing":
         status, body, headers = self._get(f"/api/models/{quote(model_id)}", most=LISTING, until=until)
@@ -147,7 +160,7 @@ class Hub:
 
     def _gated(self, model_id: str, status: int, headers: Any) -> NotAllowed:
         if status == 401 and self._token and headers.get("x-error-code") != "GatedRepo":
-            return NotAllowed("The model hub doesn't accept the token of TRAINYARD_HF_TOKEN")
+            return TokenRefused("The model hub doesn't accept the token of TRAINYARD_HF_TOKEN")
         return NotAllowed(f"Model '{model_id}' is not open to everybody: ask for access on the hub, and set TRAINYARD_HF_TOKEN to a token that has it")
 
     def _get(self, path: str, *, most: int, until: float) -> tuple[int, bytes, Any]:
@@ -179,7 +192,7 @@ class Hub:
             file = folder / "config.json"
             config = file.read_bytes() if file.is_file() and file.stat().st_size <= CONFIG else b""
             weights = [file for file in sorted(folder.glob("*.safetensors")) if file.is_file()]
-            return Model(info=_info(path, config, safetensors=bool(weights), parameters=_counted(weights)))
+            return judged(path, config, safetensors=bool(weights), license=_on_card(folder / "README.md"), parameters=_counted(weights))
         except (OSError, RuntimeError) as error:
             raise NoSuchModel(path) from error  # what can't be looked at is as good as not there, and no one is told which
 
@@ -195,6 +208,17 @@ def well_formed(model_id: str) -> bool:
     return ID.fullmatch(model_id) is not None or (model_id.startswith("/") and model_id.isprintable())
 
 
+def _on_card(file: Path) -> str | None:
+    """The licence that the head of a model card names."""
+    if not file.is_file():
+        return None
+    with file.open("rb") as opened:
+        head = re.match(r"---\r?\n(.*?)\r?\n---", opened.read(CARD).decode(errors="replace"), re.DOTALL)
+    named = dict(re.findall(r"^(license|license_name):[ \t]*[\"']?([^\"'#\r\n]+)", head[1], re.MULTILINE)) if head else {}
+    name = named.get("license_name") if named.get("license", "").strip() == "other" else named.get("license")
+    return _short(name.strip()) if name else None
+
+
 class _File(msgspec.Struct, frozen=True):
     rfilename: str = ""
 
@@ -208,12 +232,17 @@ class _Listing(msgspec.Struct, frozen=True, rename={"card": "cardData"}):
     siblings: list[_File] = []
     safetensors: _Weights | None = None
     card: dict[str, Any] | None = None
+    tags: list[str] = []
 
     @property
     def license(self) -> str | None:
+        """As the card has it; else as the hub has it among its tags."""
         named = (self.card or {}).get("license")
-        name = (self.card or {}).get("license_name") if named == "other" else named
-        return name[:100] if isinstance(name, str) else None
+        name = (self.card or {}).get("license_name", named) if named == "other" else named
+        if isinstance(name, list):  # cards are people's work
+            name = ", ".join(str(one) for one in name)
+        tagged = next((tag.removeprefix("license:") for tag in self.tags if tag.startswith("license:")), None)
+        return _short(name if isinstance(name, str) else tagged)
 
 
 def _patience(until: float) -> urllib3.Timeout:
@@ -234,25 +263,35 @@ def _read(answer: urllib3.BaseHTTPResponse, most: int, until: float) -> bytes:
     return bytes(body)
 
 
-def _info(model_id: str, config_json: bytes, *, safetensors: bool, license: str | None = None, parameters: int | None = None) -> Info:
+def judged(
+    model_id: str,
+    config_json: bytes,
+    *,
+    safetensors: bool,
+    license: str | None,
+    parameters: int | None = None,
+    revision: str = "",
+    obstacles: Sequence[str] = (),
+) -> Model:
+    """What is known of a model by its configuration. `obstacles` are those that were found elsewhere."""
     try:
         config = msgspec.json.decode(config_json, type=Config) if config_json else Config()
-        obstacles = [] if config_json else ["It has no config.json: it is no model of the transformers library"]
+        found = [] if config_json else ["It has no config.json: it is no model of the transformers library"]
     except (msgspec.MsgspecError, RecursionError):
-        config, obstacles = Config(), ["Its config.json can't be understood"]
+        config, found = Config(), ["Its config.json can't be understood"]
     if config_json:
-        obstacles += _obstacles(config)
+        found += _obstacles(config)
     if not safetensors:
-        obstacles.append("It has no safetensors weights, and pickled ones are never loaded: they can run any code")
+        found.append("It has no safetensors weights, and pickled ones are never loaded: they can run any code")
+    obstacles = [*obstacles, *found]
     count = parameters or _computed(config)
     notes = [] if count else ["Its number of parameters is not known"]
-    return Info(
+    info = Info(
         model_id=model_id,
         model_type=_short(config.model_type),
         num_parameters=count,
         estimated_vram_fp16_gb=round(2 * count / 1e9, 2) if count else None,
         estimated_vram_4bit_gb=round(0.6875 * count / 1e9, 2) if count else None,
-        estimated_training_vram_gb=_training_vram(config, count) if count else None,
         architecture=_short(config.architectures[0]) if config.architectures else None,
         vocab_size=config.vocab_size,
         max_position_embeddings=config.max_position_embeddings or config.n_positions,
@@ -260,6 +299,7 @@ def _info(model_id: str, config_json: bytes, *, safetensors: bool, license: str 
         valid=not obstacles,
         warnings=obstacles + notes,
     )
+    return Model(info=info, revision=revision, shape=_shape(config) if count else None)
 
 
 def _obstacles(config: Config) -> list[str]:
@@ -307,24 +347,7 @@ class _Tensor(msgspec.Struct, frozen=True):
 LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2", "qwen3", "phi3"})
 
 
-class _Shape(msgspec.Struct, frozen=True):
-    """What a Llama-like model is made of: a layer's linear ones as (in, out), and how many of the layers there are."""
-
-    hidden: int
-    intermediate: int
-    keys: int
-    layers: int
-    vocabulary: int
-    linears: list[tuple[int, int]]
-    other: int
-    """Parameters outside of the layers' linear ones."""
-
-    @property
-    def linear(self) -> int:
-        return self.layers * sum(inside * outside for inside, outside in self.linears)
-
-
-def _shape(config: Config) -> _Shape | None:
+def _shape(config: Config) -> Shape | None:
     h, i, layers, heads, v = config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.num_attention_heads, config.vocab_size
     if config.model_type not in LLAMA_LIKE or not (h and i and layers and heads and v):
         return None
@@ -332,7 +355,7 @@ def _shape(config: Config) -> _Shape | None:
     queries, keys = heads * d, (config.num_key_value_heads or heads) * d
     norms = 2 * h + (2 * d if config.model_type == "qwen3" else 0)
     biases = queries + 2 * keys if config.model_type == "qwen2" else queries + 2 * keys + h if config.attention_bias else 0
-    return _Shape(
+    return Shape(
         hidden=h,
         intermediate=i,
         keys=keys,
@@ -347,24 +370,3 @@ def _computed(config: Config) -> int | None:
     shape = _shape(config)
     count = shape.linear + shape.other if shape else 0
     return count if 0 < count < 2**40 else None
-
-
-TOKENS = 4096
-"""That go through the model at once when memory is estimated."""
-RANK = 16
-CHUNK = 1024
-
-
-def _training_vram(config: Config, count: int) -> Vram | None:
-    """Never too low and at most a third too high: weights, what is trained with its gradient and moments, activations with checkpointing, a chunk of logits."""
-    if (shape := _shape(config)) is None:
-        return None
-    linear = min(shape.linear, count)
-    adapters = shape.layers * sum(RANK * (inside + outside) for inside, outside in shape.linears)
-    layer = 2 * TOKENS * (7 * shape.hidden + 2 * shape.keys + 3 * shape.intermediate)
-    run = 2 * shape.layers * TOKENS * shape.hidden + 2 * layer + CHUNK * shape.vocabulary * 10 + 0.6 * 2**30
-    return Vram(
-        full=round((2 * count + 10 * count + run) / 1e9, 2),
-        lora=round((2 * count + 16 * adapters + run) / 1e9, 2),
-        qlora=round((0.516 * linear + 2 * (count - linear) + 16 * adapters + run) / 1e9, 2),
-    )

@@ -193,7 +193,7 @@ _MADE_FROM = "select id from files where case when $3 in ('ingest', 'prepare') t
 
 def _row(part: asyncpg.Record, line: Line | Chunk | Column, made_from: set[str]) -> tuple[Any, ...] | None:
     if isinstance(line, Column):
-        return (f"{part['job_id']}/{line.index}", part["dataset_id"], line.index, line.name, line.role, msgspec.json.encode(line))
+        return (f"{part['job_id']}/{line.index}", part["dataset_id"], line.index, line.name, line.role, line)
     file_id = line.file_id or next(iter(made_from))
     if file_id not in made_from:
         return None

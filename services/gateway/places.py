@@ -19,13 +19,15 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     """SQL that tells the workspace of an id."""
     reading: Power = READ
     changing: Power = CHANGE
+    begins: str = "created"
+    """The name of its first fact."""
 
 
 KINDS = {
     "project_id": Kind(category="project", place="select tenant from projects where id = $1"),
     "job_id": Kind(category="job", place="select tenant from jobs where id = $1"),
     "dataset_id": Kind(category="dataset", place="select tenant from datasets where id = $1"),
-    "model_id": Kind(category="model", place="select tenant from models where id = $1"),
+    "model_id": Kind(category="model", place="select tenant from models where id = $1", begins="registered"),
     "webhook_id": Kind(category="webhook", place="select tenant from webhooks where id = $1", reading=MANAGE, changing=MANAGE),
 }
 """By the name that the id has in a path. What is part of something bigger has that one's id before its own."""
@@ -55,6 +57,6 @@ class Places:
     async def _founded(self, kind: Kind, id: str) -> str | None:
         """The views may lack what was made just now."""
         root = "sec" if kind.category in SECRET_CATEGORIES else "ev"
-        async for raw in self._log.scan_raw(f"{root}.*.{kind.category}.created.{id}", page=1):
+        async for raw in self._log.scan_raw(f"{root}.*.{kind.category}.{kind.begins}.{id}", page=1):
             return parse(raw.subject).tenant
         return None

@@ -15,6 +15,7 @@ import msgspec
 
 from libs.events import (
     Claim,
+    Event,
     PreparationCancelled,
     PreparationFailed,
     ProjectRunStarted,
@@ -85,9 +86,14 @@ def told(tenant: str, job_id: str, facts: Iterable[Recorded]) -> Run | None:
             run = msgspec.structs.replace(run, attempt=max(run.attempt, event.attempt))
         if claim := _steps_of(recorded):
             run = msgspec.structs.replace(run, steps=claim, steps_at=seq)
-        if isinstance(event, ENDS):
+        if _ends(event):
             run = msgspec.structs.replace(run, end=seq)
     return run
+
+
+def _ends(event: Event | None) -> bool:
+    """The end of a merge is not that of its job: the export is."""
+    return isinstance(event, ENDS) and not (isinstance(event, TrainingCompleted) and event.merge)
 
 
 async def play(
@@ -134,7 +140,7 @@ async def play(
                         return
                 yield recorded
                 seen = raw.seq
-                if isinstance(recorded.event, ENDS):
+                if _ends(recorded.event):
                     return
         finally:
             for task in (coming, news):
@@ -166,7 +172,7 @@ class _Steps:
         event, claim = recorded.event, _steps_of(recorded)
         if isinstance(event, TrainingStarted):
             self._attempt = max(self._attempt, event.attempt)
-        if isinstance(event, ENDS):
+        if _ends(event):
             self._end(recorded, claim)
             async for some in self.until(None):
                 yield some

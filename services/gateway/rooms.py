@@ -5,7 +5,7 @@ from typing import Any
 
 import asyncpg
 
-from libs.events import Address, story
+from libs.events import Address, Event, story
 from services.gateway.commands import Beside, Room
 from services.gateway.domain import bus, credit, dataset, example, jobs, model, project, quota, user, webhook, workspace
 from services.gateway.domain.bus import BusAccess, CreateCredential, RevokeCredential
@@ -74,8 +74,8 @@ def rooms(db: asyncpg.Pool) -> list[Room[Any]]:
             key=lambda command: (command.project_id,),
             load=partial(project_views.load, db),
             evolve=project.evolve,
-            decide=project.decide,
-            beside=lambda command: _money_and_place(command.starter) if isinstance(command, StartTraining) else (),
+            decide=_on_project,
+            beside=_beside_project,
         ),
         Room(
             category="dataset",
@@ -180,6 +180,23 @@ def rooms(db: asyncpg.Pool) -> list[Room[Any]]:
             decide=user.decide,
         ),
     ]
+
+
+def _beside_project(command: Any) -> tuple[Beside, ...]:
+    if not isinstance(command, StartTraining):
+        return ()
+    money, own = _money_and_place(command.starter), command.own
+    if own is None:
+        return money
+    return (*money, *(Beside(kind=Project, tenant=own.tenant, key=(id,)) for id in own.lenders if id != command.project_id))
+
+
+def _on_project(state: Project | None, command: Any, *beside: Any) -> list[Event]:
+    """Its lenders come last."""
+    if not isinstance(command, StartTraining):
+        return project.decide(state, command)
+    money = len(_money_and_place(command.starter))
+    return project.decide(state, command, *(beside[:money] or (None, None)), lenders=beside[money:])
 
 
 def _money_and_place(starter: Starter) -> tuple[Beside, ...]:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import nats.errors
 import prometheus_client
 
-from libs.events import Claim, Event, FineTune, TrainingCancelled, TrainingCheckpointed, TrainingCompleted, TrainingFailed, TrainingStarted
+from libs.events import Claim, Event, TrainingCancelled, TrainingCheckpointed, TrainingCompleted, TrainingFailed, TrainingStarted
 from libs.pace import Pace
 from libs.runtime.waiting import Stopped as Interrupted
 from libs.runtime.waiting import unless
@@ -20,9 +20,10 @@ from libs.storage import Missing, StorageDown
 
 from . import models, telling
 from .children import Child, Gone
-from .ending import Hopeless, Lost, Signals
-from .frames import BrokenFrame, Checkpoint, Completed, Failed, FromChild, Hello, Ready, RunSpec, Step, Stopped
+from .ending import Lost, Signals
+from .frames import BrokenFrame, Checkpoint, Completed, Failed, FromChild, Hello, Phase, Ready, RunSpec, Step, Stopped
 from .link import Link
+from .orders import ADAPTER, SNAPSHOT, Order
 from .pen import Pen
 from .place import Place, Slot
 from .steps import StepLog, cut
@@ -42,13 +43,14 @@ _steps = prometheus_client.Counter("trainyard_training_steps_total", "Optimizer 
 
 
 class Attempt:
-    def __init__(self, *, place: Place, slot: Slot, pen: Pen, signals: Signals, folder: Path, tuning: FineTune) -> None:
+    def __init__(self, *, place: Place, slot: Slot, pen: Pen, signals: Signals, folder: Path, order: Order) -> None:
         self._place = place
         self._slot = slot
         self._pen = pen
         self._signals = signals
         self._folder = folder
-        self._tuning = tuning
+        self._order = order
+        self._tuning = order.tuning
         self._number = pen.story.attempt + 1
         self._job_id = pen.story.job.job_id
         self._tenant = pen.tenant
@@ -62,6 +64,8 @@ class Attempt:
         self._pace = Pace()
         self._told: tuple[float, int] = (0.0, 0)
         """When progress was told last, and the step."""
+        self._phase: Phase | None = None
+        """Of a merge: how far it is, until it is told."""
 
     async def outcome(self) -> Event:
         """How the job ends. Raises Lost, Interrupted, Over, Moved or Hopeless where it doesn't end here."""
@@ -99,30 +103,34 @@ class Attempt:
             worker=self._slot.worker,
             device=self._slot.label,
             resumed_from=resume.step if resume else 0,
+            merge=self._order.merge,
         )
         await self._pen.begin(started)
         self._uploads = Uploads(self._keep, stored=started.resumed_from)
 
     async def _furnished(self, resume: TrainingCheckpointed | None) -> RunSpec:
-        snapshot = self._pen.story.snapshot
-        if snapshot is None:
-            raise Hopeless("snapshot_missing", "The preparation left no snapshot to train on. Start the training again.")
-        try:
-            await fetch(self._place.storage, snapshot, self._folder / "snapshot.jsonl")
-        except Missing:
-            raise Hopeless("snapshot_missing", "The snapshot of the rows is not in the object store any more. Start the training again.") from None
-        except Spoiled:
-            raise Hopeless("snapshot_damaged", "The snapshot in the object store is not the one that was made. Start the training again.") from None
+        order = self._order
+        for name, claim in order.files.items():
+            path = self._folder / name
+            path.parent.mkdir(exist_ok=True)
+            try:
+                await fetch(self._place.storage, claim, path)
+            except Missing:
+                raise order.gone(name) from None
+            except Spoiled:
+                raise order.damaged from None
         return RunSpec(
             job_id=self._job_id,
             attempt=self._number,
             folder=str(self._folder),
-            snapshot=str(self._folder / "snapshot.jsonl"),
-            tuning=self._tuning,
+            snapshot="" if order.merge else str(self._folder / SNAPSHOT),
+            tuning=order.tuning,
             resume=str(self._folder / "resume") if resume else "",
             device=self._slot.device,
             threads=self._slot.threads,
             cache=str(self._place.models),
+            merge=str(self._folder / ADAPTER) if order.merge else "",
+            texts=order.texts,
         )
 
     async def _forked(self, spec: RunSpec) -> Child:
@@ -210,6 +218,7 @@ class Attempt:
             steps=await patiently(self._stored_log),
             metrics=metrics,
             summary=telling.summary(about, self._ready.facts if self._ready else {}, completed.summary),
+            merge=self._order.merge,
         )
 
     async def _cancelled(self, word: Completed | Stopped | Failed | None) -> TrainingCancelled:
@@ -239,6 +248,8 @@ class Attempt:
             case Ready():
                 self._ready = frame
                 models.loaded(self._tuning, self._place.models)
+            case Phase() if self._order.merge:
+                self._phase = frame
             case _:
                 if fact := telling.fact(frame, job_id=self._job_id, attempt=self._number):
                     self._facts.put_nowait(fact)
@@ -285,6 +296,7 @@ class Attempt:
                 await self._place.nc.publish(f"tel.{self._tenant}.{self._job_id}", batch)
 
     def _tell_progress(self, *, final: bool = False) -> None:
+        self._tell_merging()
         last, now = self._steps.newest() if final else self._steps.last, asyncio.get_running_loop().time()
         at, told = self._told
         if last is None or last.step == told:
@@ -295,6 +307,13 @@ class Attempt:
         if final or due or last.step * TENTHS // max(total, 1) > told * TENTHS // max(total, 1):
             self._told = (now, last.step)
             self._facts.put_nowait(telling.progress(last, job_id=self._job_id, attempt=self._number, total=total, pace=self._pace.speed))
+
+    def _tell_merging(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._phase and now - self._told[0] >= self._place.timing.progress and self._facts.empty():
+            self._told = (now, self._phase.done)
+            self._facts.put_nowait(telling.merging(self._phase, job_id=self._job_id, attempt=self._number))
+            self._phase = None
 
     async def _keep(self, kept: Kept) -> None:
         """Stored before it is told."""

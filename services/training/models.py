@@ -3,6 +3,8 @@
 import hashlib
 from pathlib import Path
 
+import msgspec
+
 from libs import tiny
 from libs.events import FineTune
 
@@ -13,10 +15,12 @@ _MARKS = ".complete"
 
 def at_hand(tuning: FineTune, cache: Path) -> bool:
     """The bundled one, a folder, or a commit of the hub that a run has loaded here before. The hub's newest may be another each time."""
+    tuning = _fetched(tuning)
     return tuning.base_model == tiny.BASE or Path(tuning.base_model).is_dir() or (bool(tuning.revision) and _mark(tuning, cache).exists())
 
 
 def loaded(tuning: FineTune, cache: Path) -> None:
+    tuning = _fetched(tuning)
     if tuning.revision and not at_hand(tuning, cache):
         mark = _mark(tuning, cache)
         mark.parent.mkdir(parents=True, exist_ok=True)
@@ -25,7 +29,12 @@ def loaded(tuning: FineTune, cache: Path) -> None:
 
 def forget(tuning: FineTune, cache: Path) -> None:
     """It could not be loaded: the next run may ask the hub again."""
-    _mark(tuning, cache).unlink(missing_ok=True)
+    _mark(_fetched(tuning), cache).unlink(missing_ok=True)
+
+
+def _fetched(tuning: FineTune) -> FineTune:
+    """Of a model of our own only what lies under it is fetched by the child: nothing, where that was trained here too."""
+    return msgspec.structs.replace(tuning, base_model=tuning.root or tiny.BASE, revision=tuning.root_revision) if tuning.ancestors else tuning
 
 
 def _mark(tuning: FineTune, cache: Path) -> Path:

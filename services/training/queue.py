@@ -18,8 +18,8 @@ from libs.events import (
     TrainingStarted,
 )
 
-KINDS = ("train",)
-"""Kinds of jobs whose training this version does."""
+from .orders import KINDS
+
 FACTS = tuple(
     f"ev.*.{kind}.*"
     for kind in (

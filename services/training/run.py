@@ -7,26 +7,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import msgspec
 import prometheus_client
 
-from libs.events import Claim, Event, FineTune, TrainingAttemptLost, TrainingCancelled, TrainingFailed
+from libs.events import Claim, Event, TrainingAttemptLost, TrainingCancelled, TrainingFailed
 from libs.runtime.waiting import Stopped as Interrupted
 from libs.runtime.waiting import unless
 
 from . import telling
 from .attempt import Attempt
+from .disk import DISK_FULL, is_disk_full
 from .ending import GivenBack, Hopeless, Lost, Moved, Over, Signals
 from .leases import Lease
+from .orders import EXPORT, Order, order, takes
 from .pen import OUTAGES, Pen
 from .place import Place, Slot
-from .queue import KINDS
 from .story import GIVEN_BACK
 
 log = logging.getLogger(__name__)
 
 TRIES = 3
 """Attempts without a new checkpoint, after which the job fails."""
+AGAIN = 0.5
+"""Seconds until a log that is away is asked again."""
 
 _lost = prometheus_client.Counter("trainyard_attempts_lost_total", "Attempts of this service that ended without a word")
 
@@ -45,6 +47,7 @@ class Run:
         """The last attempt of ours whose end is in the log."""
         self._stumbles = 0
         """Attempts that broke down before it was told that they began."""
+        self._disk_full = False
 
     async def work(self) -> None:
         beating = asyncio.create_task(self._beat())
@@ -87,6 +90,9 @@ class Run:
             raise
         except Exception as error:
             log.exception("an attempt broke down", extra={"job": self.job_id})
+            if is_disk_full(error):
+                self._disk_full = True
+                return False
             await self._lose(Lost("internal", f"a fault in the platform ({type(error).__name__})"))
             return False
 
@@ -107,25 +113,39 @@ class Run:
         if not self._story.created:
             await unless(self.signals.hard, self._pen.read())
         story = self._story
-        if not story.created or story.job.kind not in KINDS or not (story.prepared or "preparation" not in story.job.stages):
+        if not takes(story):
             log.warning("a lease without a job to train", extra={"job": self.job_id})
             return True
         if self.signals.cancel.is_set():
             await self._end(TrainingCancelled(job_id=self.job_id, attempt=story.attempt, step=story.last.step if story.last else 0, steps=self._kept_log()))
             return True
+        if self._disk_full:
+            raise Hopeless("disk_full", DISK_FULL)
         if self._stumbles >= TRIES:
             raise Hopeless("internal", "The training could not be begun because of a fault in the platform. Its log says more; the operator can mend it.")
         if story.in_vain >= TRIES:
             cause = story.cause or "its machine was lost"
-            raise Hopeless("crashed", f"The training ended without a word {story.in_vain} times and came no further than step {self._reached()}: {cause}.")
+            what = "merge" if story.job.kind == EXPORT else "training"
+            raise Hopeless("crashed", f"The {what} ended without a word {story.in_vain} times and came no further than step {self._reached()}: {cause}.")
+        wanted = await unless(self.signals.any, self._order())
         with self._folder() as folder:
-            attempt = Attempt(place=self._place, slot=self._slot, pen=self._pen, signals=self.signals, folder=folder, tuning=_tuning(story.job.spec))
+            attempt = Attempt(place=self._place, slot=self._slot, pen=self._pen, signals=self.signals, folder=folder, order=wanted)
             await self._end(await attempt.outcome())
         return True
 
+    async def _order(self) -> Order:
+        while True:
+            try:
+                return await order(self._story, self._place.log, tenant=self.tenant)
+            except OUTAGES as error:
+                log.warning("the log is away: %s", str(error) or type(error).__name__)
+                await asyncio.sleep(AGAIN)
+
     async def _fail(self, why: Hopeless) -> bool:
         await self._end(
-            TrainingFailed(job_id=self.job_id, code=why.code, message=telling.words(why.message), attempt=self._story.attempt, steps=self._kept_log())
+            TrainingFailed(
+                job_id=self.job_id, code=why.code, message=telling.words(why.message), attempt=self._story.attempt, step=self._reached(), steps=self._kept_log()
+            )
         )
         return True
 
@@ -173,10 +193,3 @@ class Run:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _tuning(spec: dict[str, object]) -> FineTune:
-    try:
-        return msgspec.convert(spec, FineTune)
-    except msgspec.ValidationError as error:
-        raise Hopeless("spec_invalid", f"The training's settings can't be used: {error}.") from error

@@ -9,7 +9,7 @@ import msgspec
 from libs.events import Event, TrainingBatchReduced, TrainingEvaluated, TrainingProgressed, TrainingSampled
 from libs.pace import Speed
 
-from .frames import BatchReduced, Evaluated, FromChild, Sampled, Step
+from .frames import BatchReduced, Evaluated, FromChild, Phase, Sampled, Step
 
 LONGEST_WORD = 4_000
 """Characters of an error's message."""
@@ -54,6 +54,23 @@ def progress(frame: Step, *, job_id: str, attempt: int, total: int, pace: Speed)
         made=pace.made,
         seconds=pace.seconds,
     )
+
+
+MERGING = {
+    "find": "looking for the base model",
+    "fetch": "fetching the base model",
+    "load": "loading the base model in its own precision",
+    "compare": "asking base and adapter",
+    "merge": "merging the adapter into its base",
+    "save": "writing the merged model",
+    "check": "loading the merged model again, to compare it",
+}
+
+
+def merging(frame: Phase, *, job_id: str, attempt: int) -> Event:
+    """The export that follows is the other half of the job."""
+    doing = MERGING.get(frame.name, "merging")
+    return TrainingProgressed(job_id=job_id, attempt=attempt, step=frame.done, total_steps=2 * max(frame.total, frame.done, 1), doing=doing)
 
 
 def speed(frame: Step) -> float:

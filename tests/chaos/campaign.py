@@ -16,6 +16,8 @@ import httpx
 from tests.chaos.load import Load
 from tests.chaos.nemesis import Nemesis
 from tests.kit.checker import Violation, check, summary
+from tests.kit.hook_checker import heard
+from tests.kit.hooks import EGRESS, hooks
 from tests.kit.people import bearer, registered
 from tests.kit.platform import Platform, client, platform
 from tests.kit.processes import left_running
@@ -24,12 +26,21 @@ LIMIT_MB = 1
 """Of a project's files: so low that the load meets it."""
 PATIENCE = {False: 60.0, True: 180.0}
 """Seconds until all has come to rest; where runs are trained, those that wait have to be."""
+ENDING = 10.0
+ENDPOINTS: tuple[tuple[str, tuple[str, ...], str, str], ...] = (
+    ("/all", (), "cloudevents", "ours"),
+    ("/some", ("job.*", "preparation.completed", "training.*"), "cloudevents", "ours"),
+    ("/document", (), "contract", "ours"),
+    ("/theirs", (), "cloudevents", "theirs"),
+)
+"""Path, events, format, whose."""
 ENVIRON = {
     "TRAINYARD_MAX_PROJECT_MB": str(LIMIT_MB),
     "TRAINYARD_LOG_LEVEL": "info",
     "TRAINYARD_PRICES": "finetuneflow=7",
     "TRAINYARD_NEW_USER_CREDITS": "150",
     "TRAINYARD_RATE_LIMITS": "0",
+    **EGRESS,
 }
 """Who trains has an account, pays for each run, and may run out of credits."""
 
@@ -42,6 +53,8 @@ class Outcome:
     fell: list[str]
     journal: list[str]
     answers: Counter[str]
+    heard: Counter[str]
+    """By webhooks."""
     facts: int
     ends: Counter[str]
     """Of jobs."""
@@ -54,7 +67,7 @@ class Outcome:
         fell = "".join(f"\n  fell: {fell}" for fell in self.fell)
         return (
             f"seed {self.seed}: {self.faults.total()} faults {dict(self.faults)}, {self.answers.total()} commands {dict(sorted(self.answers.items()))}, "
-            f"{self.facts} facts, {self.attempts} attempts, ends {dict(sorted(self.ends.items()))}, at rest after {self.rested_after:.1f} s, {len(self.violations)} violations{fell}"
+            f"{self.facts} facts, {dict(self.heard)} deliveries, {self.attempts} attempts, ends {dict(sorted(self.ends.items()))}, at rest after {self.rested_after:.1f} s, {len(self.violations)} violations{fell}"
         )
 
     def report(self) -> str:
@@ -62,33 +75,45 @@ class Outcome:
 
 
 async def campaign(platform: Platform, *, seed: int, seconds: float) -> Outcome:
+    """Most people share a workspace; another's is there so that nothing of one can show in the other. Webhooks follow both."""
     nemesis = Nemesis(platform, seed=seed)
-    async with client() as http:
-        trains = bool(platform.training)
-        load = Load(platform.urls, http, seed=seed, trains=trains, headers=await _account(platform.urls[0]) if trains else None)
-        working = asyncio.create_task(load.run())
+    trains = bool(platform.training)
+    async with client() as http, hooks() as following:
+        ours, theirs = await _account(platform.urls[0]) if trains else {}, await _account(platform.urls[0])
+        for path, events, format, whose in ENDPOINTS:
+            await following.register(platform.urls[0], path, *events, format=format, headers=ours if whose == "ours" else theirs)
+        loads = [
+            Load(platform.urls, http, seed=seed, trains=trains, headers=ours),
+            Load(platform.urls, http, seed=seed, people=1, headers=theirs, names="theirs-"),
+        ]
+        working = [asyncio.create_task(load.run()) for load in loads]
         try:
             await nemesis.run(seconds)
         finally:
-            load.over = True
+            for load in loads:
+                load.over = True
         healed = time.monotonic()
-        await working
-    violations = []
-    patience = PATIENCE[bool(platform.training)]
-    if restless := await platform.rest(patience):
-        violations.append(Violation("comes_to_rest", f"not within {patience:.0f} s after all was healed: {restless}"))
-        violations += [Violation("comes_to_rest", f"PostgreSQL is busy with {what}") for what in await _activity(platform)]
-    rested_after = time.monotonic() - healed
-    with suppress(AssertionError):  # what was not swept is the checker's to say
-        await platform.sweep()
-    evidence = await platform.collect(load.ops, limit_mb=LIMIT_MB)
+        await asyncio.gather(*working)
+        violations = []
+        patience = PATIENCE[trains]
+        if restless := await platform.rest(patience):
+            violations.append(Violation("comes_to_rest", f"not within {patience:.0f} s after all was healed: {restless}"))
+            violations += [Violation("comes_to_rest", f"PostgreSQL is busy with {what}") for what in await _activity(platform)]
+        rested_after = time.monotonic() - healed
+        await following.end(platform.urls)
+        await platform.rest(ENDING)
+        with suppress(AssertionError):  # what was not swept is the checker's to say
+            await platform.sweep()
+    ops = [op for load in loads for op in load.ops]
+    evidence = await platform.collect(ops, following.deliveries, limit_mb=LIMIT_MB)
     return Outcome(
         seed=seed,
         violations=violations + check(evidence),
         faults=nemesis.done,
         fell=nemesis.fell,
         journal=nemesis.journal,
-        answers=Counter(f"{op.kind} {op.status or 'open'}" for op in load.ops),
+        answers=Counter(f"{op.kind} {op.status or 'open'}" for op in ops),
+        heard=heard(evidence),
         facts=len(evidence.facts),
         ends=Counter(
             f"{fact.type} {fact.data.get('code', '')}".strip()

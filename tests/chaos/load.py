@@ -41,7 +41,9 @@ class Load:
         pace: float = 0.3,
         trains: bool = False,
         headers: Mapping[str, str] | None = None,
+        names: str = "",
     ) -> None:
+        """`names`: what tells the names of these people's things from those of others."""
         self.ops: list[Op] = []
         self.over = False
         self._urls = urls
@@ -52,6 +54,7 @@ class Load:
         self.rng = random.Random(seed)
         self._rngs = [random.Random(f"{seed}/{n}") for n in range(people)]
         self._name = 0
+        self._names = names
 
     async def run(self) -> None:
         """Until `over` is set and everything that was begun is settled, or has been tried for long."""
@@ -274,7 +277,7 @@ class Load:
 
     def _fresh(self, what: str) -> str:
         self._name += 1
-        return f"{what}-{self._name}"
+        return f"{what}-{self._names}{self._name}"
 
     def _learn(self, mine: list[Mine], project: Mine, op: Op) -> None:
         if op.accepted and op.version:

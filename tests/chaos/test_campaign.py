@@ -24,3 +24,4 @@ def test_whatever_dies_or_sleeps_the_log_the_views_and_the_answers_agree():
     assert summary(outcome.violations) == ""
     assert outcome.faults.total() >= 10
     assert outcome.answers.total() >= 100
+    assert outcome.heard["first"] >= 100

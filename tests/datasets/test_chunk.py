@@ -54,6 +54,27 @@ async def asked(storage: Storage, log: EventLog, origin: Origin, documents: Docu
     return created
 
 
+async def test_however_many_documents_are_refused_their_reasons_fit_into_a_fact(service: Preparations, storage: Storage, log: EventLog, origin: Origin):
+    """900 that are not in the store any more, under the longest names there are, and one that is."""
+    project, good = str(uuid.uuid4()), await storage.put(f"{origin.tenant}/files", SENTENCES[:500])
+    lost = {"filename": "n" * 196 + ".txt", "kind": "raw_doc", "mime_type": "text/plain", "size": 1, "sha256": "0" * 64, "key": f"{origin.tenant}/none/0"}
+    files = [File(file_id=str(uuid.uuid4()), **lost) for _ in range(900)]
+    files.append(msgspec.structs.replace(files[0], file_id=str(uuid.uuid4()), key=good.key, sha256=good.sha256, size=good.size))
+    await log.append(
+        [Write(events=[ProjectFilesAdded(project_id=project, files=files[n : n + 90]) for n in range(0, len(files), 90)], after=0)], origin=origin
+    )
+    job = JobCreated(job_id=str(uuid.uuid4()), kind="chunk", stages=["preparation"], project_id=project, inputs={"project_id": project})
+    (created,) = await log.append([Write(events=[job], after=0)], origin=origin)
+
+    await service.prepare(created)
+
+    end = (await facts(log, created))[-1].event
+    assert isinstance(end, PreparationCompleted)
+    assert end.refused == {"source_missing": 900}
+    assert len(end.refused_files) == chunk.NAMED
+    assert end.notes[-1] == "… and 850 more."
+
+
 async def uploaded(log: EventLog, created: Recorded) -> list[File]:
     assert isinstance(created.event, JobCreated)
     (added,) = await log.read(f"ev.{created.tenant}.project.files_added.{created.event.project_id}")

@@ -29,6 +29,8 @@ from libs.events import (
     PreparationFailed,
     PreparationProduced,
     ProjectFileDeleted,
+    ProjectFilesAdded,
+    ProjectWorkStarted,
     Recorded,
     Source,
     TrainInputs,
@@ -53,9 +55,23 @@ async def append(log: EventLog, origin: Origin, event: Event) -> Recorded:
     return recorded
 
 
-async def train(log: EventLog, origin: Origin, *sources: Recorded) -> Recorded:
-    """The fact that starts a run on the rows of these ingest jobs."""
-    inputs = TrainInputs(project_id=PROJECT, sources=[Source(job_id=job_id(source)) for source in sources])
+async def added(log: EventLog, origin: Origin, *sources: Recorded, **changed: Any) -> None:
+    """The files that these ingest jobs read become the project's, unless they are already."""
+    known = {file.job_id for fact in await log.read(f"ev.{origin.tenant}.project.files_added.{PROJECT}") for file in fact.event.files}  # type: ignore
+    fields = {"filename": "rows.jsonl", "kind": "dataset_upload", "mime_type": "", "size": 1, "sha256": "", "key": "", **changed}
+    if files := [File(file_id=file_of(job), job_id=job, **fields) for source in sources if (job := job_id(source)) not in known]:
+        await append(log, origin, ProjectFilesAdded(project_id=PROJECT, files=files))
+
+
+def file_of(job: str) -> str:
+    return f"file-{job}"
+
+
+async def train(log: EventLog, origin: Origin, *sources: Recorded, named: bool = False) -> Recorded:
+    """The fact that starts a run on the rows of these ingest jobs. `named`: as facts did before the log was asked for them."""
+    if not named:
+        await added(log, origin, *sources)
+    inputs = TrainInputs(project_id=PROJECT, sources=[Source(job_id=job_id(source)) for source in sources] if named else [])
     stages = ["preparation", "training"]
     return await append(log, origin, JobCreated(job_id=str(uuid.uuid4()), kind="train", stages=stages, project_id=PROJECT, inputs=msgspec.to_builtins(inputs)))
 
@@ -119,10 +135,13 @@ async def ingested(service: Preparations, storage: Storage, log: EventLog, origi
 # The rows
 
 
-async def test_it_holds_the_usable_rows_of_all_files_in_their_order(service: Preparations, storage: Storage, log: EventLog, origin: Origin):
+@pytest.mark.parametrize("named", [False, True])
+async def test_it_holds_the_usable_rows_of_all_files_in_their_order(
+    service: Preparations, storage: Storage, log: EventLog, origin: Origin, named: bool
+):
     one = await ingested(service, storage, log, origin, with_bad_ones(alpaca(2_500)))
     other = await ingested(service, storage, log, origin, alpaca(10, start=7_000))
-    created = await train(log, origin, other, one)
+    created = await train(log, origin, other, one, named=named)
 
     await service.prepare(created)
 
@@ -189,15 +208,102 @@ async def test_edits_that_were_made_before_are_in_it_later_ones_are_not(service:
     assert end.splits == {split: sum(row["split"] == split for n, row in enumerate(expected) if n not in (4, 6)) for split in ("train", "eval")}
 
 
-async def test_rows_of_a_file_that_was_deleted_before_are_left_out(service: Preparations, storage: Storage, log: EventLog, origin: Origin):
+@pytest.mark.parametrize("named", [False, True])
+async def test_rows_of_a_file_that_was_deleted_before_are_left_out(service: Preparations, storage: Storage, log: EventLog, origin: Origin, named: bool):
     gone, stays = await unfinished(log, origin), await ingested(service, storage, log, origin, alpaca(100))
-    await append(log, origin, ProjectFileDeleted(project_id=PROJECT, file_id="f", key="k", job_id=job_id(gone)))
-    created = await train(log, origin, gone, stays)
-    await append(log, origin, ProjectFileDeleted(project_id=PROJECT, file_id="f", key="k", job_id=job_id(stays)))
+    await added(log, origin, gone, stays)
+    await deleted(log, origin, gone)
+    created = await train(log, origin, gone, stays, named=named)
+    await deleted(log, origin, stays)
 
     await service.prepare(created)
 
     assert await rows_of(storage, await made(log, created)) == await usable(log, storage, stays)
+
+
+async def deleted(log: EventLog, origin: Origin, source: Recorded) -> None:
+    await append(log, origin, ProjectFileDeleted(project_id=PROJECT, file_id=file_of(job_id(source)), key="k", job_id=job_id(source)))
+
+
+async def test_the_project_as_it_was_when_the_run_was_asked_for_says_what_is_read(service: Preparations, storage: Storage, log: EventLog, origin: Origin):
+    wanted, later, document, _elsewhere = [await ingested(service, storage, log, origin, alpaca(20, start=20 * n)) for n in range(4)]
+    empty, mended = [await ingested(service, storage, log, origin, ["{"]) for _ in range(2)]
+    torn, stopped = [await unfinished(log, origin) for _ in range(2)]
+    await added(log, origin, torn, wanted, empty, mended, stopped)
+    await added(log, origin, document, kind="raw_doc")
+    await append(log, origin, PreparationFailed(job_id=job_id(torn), code="c", message="torn"))
+    await append(log, origin, PreparationCancelled(job_id=job_id(stopped)))
+    usable_now = {"project_id": PROJECT, "example_id": str(uuid.uuid5(uuid.UUID(job_id(mended)), "1")), "job_id": job_id(mended)}
+    await append(log, origin, ExampleEdited(**usable_now, format="text", data={"text": "mended"}, tokens=1))
+    created = await train(log, origin)
+    await added(log, origin, later)
+    await storage.delete([part.key for part in await parts_of(log, empty)])  # as when it was deleted since
+
+    await service.prepare(created)
+
+    rows = await rows_of(storage, await made(log, created))
+    assert rows[:-1] == await usable(log, storage, wanted)
+    assert rows[-1]["data"] == {"text": "mended"}
+
+
+@pytest.mark.parametrize(("ends", "read"), [(("ok", "ok"), 1), (("ok", "failed"), 0), (("ok", "cancelled"), 0), (("failed", "ok"), 1), (("ok", "runs"), 1)])
+async def test_of_examples_that_were_generated_the_latest_are_read_that_did_not_fail(
+    service: Preparations, storage: Storage, log: EventLog, origin: Origin, ends: tuple[str, str], read: int
+):
+    made_by = [await unfinished(log, origin) for _ in ends]
+    for job, end in zip(made_by, ends, strict=True):
+        await append(log, origin, ProjectWorkStarted(project_id=PROJECT, job_id=job_id(job), kind="generate"))
+        match end:
+            case "ok":
+                await finish(log, storage, job)
+            case "failed":
+                await append(log, origin, PreparationFailed(job_id=job_id(job), code="c", message="m"))
+            case "cancelled":
+                await append(log, origin, PreparationCancelled(job_id=job_id(job)))
+            case _:
+                continue
+    created = await train(log, origin)
+
+    if "runs" in ends:
+        await parked(service, created)
+        await finish(log, storage, made_by[read])
+    await service.prepare(created)
+
+    assert await rows_of(storage, await made(log, created)) == await usable(log, storage, made_by[read])
+
+
+async def test_a_project_of_800_files_can_be_trained(service: Preparations, storage: Storage, log: EventLog, origin: Origin):
+    files = [await many_files(log, storage, origin, 20) for _ in range(40)]
+    created = await train(log, origin)
+
+    await service.prepare(created)
+
+    rows = await rows_of(storage, await made(log, created))
+    assert [row["id"] for row in rows] == [f"row-{job}" for jobs in files for job in jobs]
+
+
+async def many_files(log: EventLog, storage: Storage, origin: Origin, count: int) -> list[str]:
+    """Read already, each with one row."""
+    jobs = [str(uuid.uuid4()) for _ in range(count)]
+    fields = {"filename": "a.jsonl", "kind": "dataset_upload", "mime_type": "", "size": 1, "sha256": "", "key": ""}
+    await append(log, origin, ProjectFilesAdded(project_id=PROJECT, files=[File(file_id=file_of(job), job_id=job, **fields) for job in jobs]))
+
+    async def content(job: str) -> Claim:
+        line = {"id": f"row-{job}", "row": 1, "split": "train", "format": "text", "data": {}, "valid": True, "reason": ""}
+        return await storage.put(f"{origin.tenant}/{job}", json.dumps(line).encode() + b"\n")
+
+    contents = await asyncio.gather(*map(content, jobs))
+    writes: list[Write] = []
+    for job, claim in zip(jobs, contents, strict=True):
+        writes.append(Write(events=[JobCreated(job_id=job, kind="by hand", stages=["preparation"], project_id=PROJECT, inputs={})], after=0))
+        ended = [PreparationProduced(job_id=job, part=1, content=claim, rows=1, valid=1), PreparationCompleted(job_id=job, parts=1, rows=1, valid=1)]
+        writes.append(Write(events=ended, after=0))
+    await log.append(writes, origin=origin)
+    return jobs
+
+
+async def parts_of(log: EventLog, source: Recorded) -> list[Claim]:
+    return [fact.event.content for fact in await facts(log, source) if isinstance(fact.event, PreparationProduced)]
 
 
 @pytest.mark.parametrize(
@@ -211,7 +317,7 @@ async def test_without_a_row_to_train_on_it_fails(service: Preparations, storage
         one_of_many = await ingested(service, storage, log, origin, alpaca(200))
         held_out = next(n for n, row in enumerate(await usable(log, storage, one_of_many)) if row["split"] == "eval")
         source = await ingested(service, storage, log, origin, alpaca(1, start=held_out))
-    created = await train(log, origin, source)
+    created = await train(log, origin, source, named=True)
 
     await service.prepare(created)
 

@@ -158,6 +158,14 @@ class FineTuneFlow:
         answer = self.http.post(f"/projects/{project}/files/upload", files={"files": ("rows.jsonl", content)}, data={"kind": "dataset_upload"})
         assert answer.status_code == 201, answer.text
 
+    def dry_run(self, project: str, **body: Any) -> httpx.Response:
+        """Once the files are read."""
+        deadline = time.monotonic() + 60
+        while (answer := self.http.post(f"/projects/{project}/dataset/dry-run", json=body, timeout=60)).status_code == 409:
+            assert time.monotonic() < deadline, answer.text
+            time.sleep(0.2)
+        return answer
+
     def start(self, project: str, **hyperparams: Any) -> httpx.Response:
         return self.http.post(f"/projects/{project}/train/start", json={"method": "qlora", "hyperparams": hyperparams})
 
@@ -261,6 +269,38 @@ def test_a_client_that_was_written_from_the_document_gets_its_adapter(api: FineT
     assert api.http.get(f"/projects/{project}").json()["status"] == "completed"
 
 
+def test_what_a_run_would_learn_is_seen_before_it_is_started(api: FineTuneFlow):
+    project = api.project()
+    api.resolve(project, "trainyard/tiny-llama")
+    said = [("user", "Hi"), ("assistant", "Hello!"), ("user", "And?"), ("assistant", "That is all.")]
+    chat = {"messages": [{"role": who, "content": text} for who, text in said]}
+    api.upload(project, [chat, *ROWS])
+    asked = {"method": "lora", "hyperparams": {"num_epochs": 2, "per_device_batch_size": 4, "gradient_accumulation_steps": 2, "max_seq_length": 128}}
+
+    seen = api.dry_run(project, **asked)
+    example = api.http.get(f"/projects/{project}/dataset/examples", params={"format": "messages"}).json()["items"][0]
+    one = api.dry_run(project, **asked, example_id=example["id"]).json()["examples"][0]
+    api.http.patch(f"/projects/{project}/dataset/examples/{example['id']}", json={"data": {"question": "Who?", "answer": "Nobody."}})
+    edited = api.dry_run(project, **asked, example_id=example["id"]).json()["examples"][0]
+    hopeless = api.dry_run(project, hyperparams={"max_seq_length": 8})
+
+    told = seen.json()
+    assert seen.status_code == 200, seen.text
+    assert told["sampled"] == told["of"] == api.http.get(f"/projects/{project}/dataset/stats").json()["by_split"]["train"]["count"]
+    assert told["tokens"]["min"] <= told["tokens"]["p50"] <= told["tokens"]["max"] < 128
+    assert 0 < told["trainable_share"] < 1
+    assert (told["base_model_id"], told["rows_cut"], told["warnings"]) == ("trainyard/tiny-llama", 0, [])
+    assert [piece["text"] for piece in one["segments"] if piece["trained"]] == ["Hello!<|over|>\n", "That is all.<|over|>\n"]
+    assert [piece["text"] for piece in edited["segments"]] == ["<s><|turn|>user\nWho?<|over|>\n<|turn|>assistant\n", "Nobody.<|over|>\n"]
+    assert (hopeless.status_code, hopeless.json()["error_code"]) == (422, "NOTHING_TO_LEARN")
+    assert "raise max_seq_length" in hopeless.json()["detail"]
+    assert api.http.get(f"/projects/{project}/train/status").json() == {"status": "no_runs"}
+
+    assert api.http.post(f"/projects/{project}/train/start", json=asked).status_code == 202
+    steps = [data["step"] for _, event, data in api.events(project) if event == "log"]
+    assert len(steps) == told["estimate"]["total_steps"]
+
+
 @pytest.mark.alone
 def test_a_run_is_cancelled_while_it_trains(api: FineTuneFlow):
     project = api.project()
@@ -292,3 +332,68 @@ def test_a_model_that_is_not_there_is_refused_before_anything_trains(api: FineTu
     assert unresolved.status_code == 400
     assert unreachable.status_code in (404, 503)
     assert api.http.get(f"/projects/{project}/train/status").json() == {"status": "no_runs"}
+
+
+PROVES = """
+import contextlib, io, json, re, sys, warnings
+from pathlib import Path
+warnings.simplefilter("ignore")
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+said = []
+for program in re.findall(r"```python\\n(.*?)```", Path("adapter/README.md").read_text(), re.DOTALL):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(program, {})
+    said.append(out.getvalue())
+tokenizer = AutoTokenizer.from_pretrained("merged")
+ids = tokenizer("User: Say number 7, and say it again.", return_tensors="pt")["input_ids"]
+model, info = AutoModelForCausalLM.from_pretrained("merged", dtype="auto", output_loading_info=True)
+plain = AutoModelForCausalLM.from_pretrained("trainyard/tiny-llama", dtype="auto")
+with torch.no_grad():
+    untrained = plain(ids).logits
+    reference = PeftModel.from_pretrained(plain, "adapter").merge_and_unload(safe_merge=True)(ids).logits
+    found = model(ids).logits
+apart = lambda one, other: ((one - other).norm() / one.norm()).item()
+odd = [key for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in info[kind]]
+print(json.dumps({"said": said, "odd": odd, "apart": apart(reference, found), "effect": apart(reference, untrained), "class": type(model).__name__}))
+"""
+
+
+def test_a_merged_model_needs_nothing_but_transformers_and_both_loading_examples_run(api: FineTuneFlow, demo: Demo, tmp_path: Path):
+    """Held against peft's own merge, which ours doesn't use."""
+    project = api.project()
+    api.resolve(project, "trainyard/tiny-llama")
+    api.upload(project, ROWS)
+    run = api.start(project, num_epochs=4, learning_rate=5e-3, max_seq_length=64).json()["job_id"]
+    assert api.job(run)["status"] == "success"
+
+    asked = api.http.post(f"/projects/{project}/export", json={"merged": True})
+    done = api.job(asked.json()["job_id"])
+
+    assert (asked.status_code, done["status"], done["type"]) == (202, "success", "export"), done
+    assert done["started_at"] < done["finished_at"]
+    status = api.http.get(f"/projects/{project}/train/status").json()
+    assert (status["job_id"], status["status"]) == (run, "success")
+    listed = {file["filename"]: file["size_bytes"] for file in api.http.get(f"/projects/{project}/export/files").json()["files"]}
+    assert listed.keys() >= SIX | {"README.md", "merged/README.md", "merged/config.json", "merged/model.safetensors", "merged/tokenizer.json"}
+    weights = api.http.get(f"/projects/{project}/export/download/merged/model.safetensors", headers={"Range": "bytes=8-99"})
+    assert (weights.status_code, len(weights.content)) == (206, 92)
+    archive = zipfile.ZipFile(BytesIO(api.http.get(f"/projects/{project}/export/download").content))
+    archive.extractall(tmp_path / "adapter")
+    (tmp_path / "merged").symlink_to(tmp_path / "adapter" / "merged")
+    (tmp_path / "trainyard").mkdir()
+    (tmp_path / "trainyard" / "tiny-llama").symlink_to(next((demo.home / "models").glob("tiny-llama*/config.json")).parent)
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-W", "ignore", "-c", PROVES]
+    proved = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120, check=False)
+    assert proved.returncode == 0, proved.stderr[-3000:]
+    found = json.loads(proved.stdout.splitlines()[-1])
+    assert (found["odd"], found["class"]) == ([], "LlamaForCausalLM")
+    assert found["apart"] < 1e-5 < 0.1 < found["effect"]
+    assert len(found["said"]) == 2
+    assert all(said.strip() for said in found["said"])
+    report = archive.read("report.md").decode()
+    assert "## The merged model" in report
+    assert "The run saw its base model in 4 bits" in report

@@ -567,6 +567,27 @@ async def test_what_a_project_may_hold_is_limited_in_all(servers: Servers, log: 
     assert single["detail"] == "File exceeds maximum size of 1 MB"
 
 
+async def test_twenty_uploads_at_once_never_exceed_what_a_project_may_hold(servers: Servers, log: EventLog):
+    """Through two gateways, whose locks know nothing of each other."""
+    small = {"TRAINYARD_MAX_PROJECT_MB": "1", "TRAINYARD_MAX_FILE_MB": "1"}
+    with running(servers, label="small-1", environ=small) as one, running(servers, label="small-2", environ=small) as two:
+        async with client(one) as first, client(two) as second:
+            project = await new_project(first)
+            content = ROW * (150_000 // len(ROW))
+            uploads = (upload((first, second)[n % 2], project, (f"{n}.jsonl", content)) for n in range(20))
+            answers = await asyncio.gather(*uploads)
+            files = (await first.get(f"/projects/{project}/files")).json()["files"]
+
+    taken = [answer for answer in answers if answer.status_code == 201]
+    refused = [answer for answer in answers if answer.status_code != 201]
+    assert len(taken) == MB // len(content)
+    assert {(answer.status_code, answer.json()["error_code"]) for answer in refused} <= {(413, "PROJECT_FULL"), (409, "CONFLICT")}
+    assert all(set(answer.json()) == KEPT for answer in refused)
+    assert sorted(file["id"] for file in files) == sorted(answer.json()["files"][0]["id"] for answer in taken)
+    assert sum(file["size_bytes"] for file in files) <= MB
+    assert len(stored(servers, project)) == len(taken)
+
+
 # ---- jobs
 
 

@@ -30,6 +30,7 @@ BODIES: dict[Operation, dict[str, Any]] = {
     ("POST", "/projects/{project_id}/files/upload"): FILE,
     ("POST", "/projects/{project_id}/model/resolve"): {"json": {"model_id": BASE}},
     ("POST", "/projects/{project_id}/train/start"): {"json": {"method": "lora"}},
+    ("POST", "/projects/{project_id}/dataset/dry-run"): {"json": {"method": "lora"}},
     ("PATCH", "/projects/{project_id}/dataset/examples/{example_id}"): {"json": {"split": "train"}},
     ("PATCH", "/webhooks/{webhook_id}"): {"json": {"description": "taken over"}},
     ("POST", "/webhooks/{webhook_id}/replay"): {"json": {"from": 1}},

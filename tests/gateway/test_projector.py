@@ -19,7 +19,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
 from infra.embedded import Servers
-from libs.events import Claim, Event, PreparationProduced, ProjectCreated
+from libs.events import Claim, Event, JobCreated, PreparationCompleted, PreparationProduced, ProjectCreated, ProjectDeleted
 from libs.events.catalog import encode, envelope
 from libs.events.log import EventLog, Misconfigured, RawFact, Write
 from libs.runtime import bus as runtime
@@ -33,7 +33,7 @@ from tests.kit.eventually import eventually
 from tests.kit.gateway import client
 from tests.kit.gateway import running as running_gateway
 from tests.kit.given import BEGINNING
-from tests.kit.history import live_through
+from tests.kit.history import Scribe, live_through
 from tests.kit.servers import bus_alone, storage_of
 from tests.kit.views import ORIGIN, World, copied, database, dump, everything, fresh_log, running, world
 
@@ -95,6 +95,31 @@ async def test_from_the_beginning_the_views_become_the_same_bit_for_bit(here: Wo
 
     assert again == grown
     assert all(grown[table] for table in ("projects", "files", "jobs", "parts", "examples", "example_edits", "runs", "exports", "objects"))
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_what_its_jobs_made_goes_with_a_project_however_many_they_were(here: World, at_once: bool):
+    scribe, claim = Scribe(here.log), Claim(key="local/x/0", sha256="0" * 64, size=1)
+
+    async def life() -> None:
+        for project in ("stays", "goes"):
+            await scribe.write(ProjectCreated(project_id=project, name="n"))
+            for job in (f"{project}-{n}" for n in range(20)):
+                await scribe.write(JobCreated(job_id=job, kind="train", stages=["preparation", "training"], inputs={}, project_id=project))
+                part = PreparationProduced(job_id=job, part=1, content=claim, rows=1, valid=1)
+                await scribe.write(part, PreparationCompleted(job_id=job, parts=1, rows=1, valid=1, snapshot=msgspec.structs.replace(claim, key=job)))
+        await scribe.write(ProjectDeleted(project_id="goes"))
+
+    if at_once:
+        await life()
+    async with running(here.projector()):
+        if not at_once:
+            await life()
+        await here.caught_up()
+
+    left = {f"stays-{n}" for n in range(20)}
+    for table in ("parts", "objects"):
+        assert {row["job_id"] for row in await here.db.fetch(f"select job_id from {table}")} == left, table
 
 
 async def test_a_type_that_this_version_does_not_know_passes_by(here: World):

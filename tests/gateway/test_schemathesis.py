@@ -25,7 +25,7 @@ EXAMPLES = 3
 CHECKS: list[Any] = [status_code_conformance, content_type_conformance, response_schema_conformance]
 LEAVING = {("POST", "/auth/logout"), ("POST", "/auth/password"), ("DELETE", "/v2/users/{user_id}")}
 """After these the token is worth nothing, which is another test's matter (test_isolation)."""
-AWAY = {("POST", "/projects/{project_id}/model/resolve"), ("GET", "/hardware/check")}
+AWAY = {("POST", "/projects/{project_id}/model/resolve"), ("GET", "/hardware/check"), ("POST", "/projects/{project_id}/dataset/dry-run")}
 """503 is right there: the hub can't be reached from a test, and nobody trains."""
 
 

@@ -87,7 +87,7 @@ async def test_what_belonged_to_a_deleted_project_goes_also_when_it_was_written_
     await scribe.write(TrainingStarted(job_id="late", attempt=1))
     early = await bucket.put("local/late/1", b"before")
     await scribe.write(TrainingCheckpointed(job_id="late", attempt=1, step=1, state=early, steps=early))
-    await scribe.write(ProjectDeleted(project_id="q", job_ids=["late"]))
+    await scribe.write(ProjectDeleted(project_id="q"))
     late = await bucket.put("local/late/1", b"after")
     await scribe.write(TrainingCancelled(job_id="late", attempt=1, step=2, steps=late))
 
@@ -120,6 +120,27 @@ async def test_what_is_outdated_stays_as_long_as_a_job_that_is_not_over_reads_it
 
     assert kept == {outdated.key, newest.key}
     assert await cleared(here, bucket) == {newest.key}
+
+
+async def test_what_a_training_may_read_stays_until_it_has_its_rows(here: World, bucket: Storage):
+    """It names no jobs: all that its project has may be among them."""
+    scribe = Scribe(here.log)
+    await scribe.write(ProjectCreated(project_id="p", name="yard"))
+    made_by = [uuid4().hex, uuid4().hex]
+    claims = [await bucket.put(f"local/{job}", b"examples") for job in made_by]
+    for job, claim in zip(made_by, claims, strict=True):
+        created = JobCreated(job_id=job, kind="generate", stages=["preparation"], inputs={"project_id": "p"}, project_id="p")
+        await scribe.write(ProjectWorkStarted(project_id="p", job_id=job, kind="generate"), created)
+        await scribe.write(PreparationProduced(job_id=job, part=1, content=claim, rows=1, valid=1), PreparationCompleted(job_id=job, parts=1, rows=1, valid=1))
+        if job == made_by[0]:
+            train = JobCreated(job_id="train", kind="train", stages=["preparation", "training"], inputs={"project_id": "p", "sources": []}, project_id="p")
+            await scribe.write(ProjectRunStarted(project_id="p", job_id="train"), train)
+
+    kept = await cleared(here, bucket)
+    await scribe.write(TrainingCancelled(job_id="train"))
+
+    assert kept == {claim.key for claim in claims}
+    assert await cleared(here, bucket) == {claims[1].key}
 
 
 async def cleared(here: World, bucket: Storage) -> set[str]:

@@ -25,7 +25,6 @@ from libs.events import (
     PreparationCompleted,
     PreparationFailed,
     PreparationStarted,
-    ProjectDeleted,
     TrainingAttemptLost,
     TrainingCancelled,
     TrainingCheckpointed,

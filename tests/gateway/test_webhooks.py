@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
+import msgspec
 import pytest
 from nats.aio.client import Client
 from standardwebhooks import WebhookVerificationError
@@ -26,6 +27,7 @@ from libs.events import (
     TrainingFailed,
     TrainingProgressed,
     TrainingStarted,
+    UserDeleted,
     WebhookDelivered,
     WebhookDisabled,
     address,
@@ -92,15 +94,16 @@ class Yard:
         await asyncio.gather(*self.tasks, return_exceptions=True)
         self.tasks.clear()
 
-    async def register(self, url: str, *events: str, format: str = "cloudevents") -> str:
+    async def register(self, url: str, *events: str, format: str = "cloudevents", tenant: str = "local") -> str:
         id = str(uuid4())
         secret = SEAL.close(SECRET, about=id)
-        await self.run(CreateWebhook(webhook_id=id, url=url, secret=secret, events=list(events), format=format, description="", request=""))
+        made = CreateWebhook(webhook_id=id, url=url, secret=secret, events=list(events), format=format, description="", request="")
+        await self.run(made, tenant=tenant)
         return id
 
-    async def run(self, command: Any) -> int:
+    async def run(self, command: Any, *, tenant: str = "local") -> int:
         """The position at which the views have it."""
-        outcome = await self.commands.run(command, origin=ORIGIN)
+        outcome = await self.commands.run(command, origin=msgspec.structs.replace(ORIGIN, tenant=tenant))
         await self.world.caught_up()
         return outcome.seq
 
@@ -191,6 +194,31 @@ async def test_only_what_was_asked_for_of_the_own_workspace_and_no_secrets(yard:
     got = await eventually(lambda: receiver.at("/all"), of=3)
     assert [one.json["type"] for one in got] == ["project.created", "project.updated", "training.started"]
     assert [one.json["type"] for one in await eventually(lambda: receiver.at("/some"), of=2)] == ["project.updated", "training.started"]
+
+
+async def test_a_deleted_users_webhooks_end_with_the_user_also_where_something_waits_to_be_sent_again(yard: Yard, receiver: Receiver):
+    receiver.answer = lambda got: status(500) if got.path == "/waits" else OK
+    yard.send(retries=(0.3,) * 20)
+    told, waits = [await yard.register(receiver.url(path), tenant="ann") for path in ("/told", "/waits")]
+    other = await yard.register(receiver.url("/other"))
+
+    await yard.add(ProjectCreated(project_id=uuid4().hex, name="before"), tenant="ann")
+    await eventually(lambda: receiver.at("/told") and receiver.at("/waits"))
+    await yard.add(UserDeleted(user_id="ann"), tenant="ann")
+    late = await yard.register(receiver.url("/late"), tenant="ann")
+    await yard.add(ProjectCreated(project_id=uuid4().hex, name="after"), tenant="ann")
+    await yard.world.caught_up()
+    tried = len(receiver.at("/waits"))
+    await yard.many(1)
+    await eventually(lambda: receiver.at("/other"))
+    await asyncio.sleep(0.7)  # twice as long as a retry would wait
+
+    assert (len(receiver.at("/told")), receiver.at("/late")) == (1, [])
+    assert len(receiver.at("/waits")) <= tried + 1  # one may have been on its way
+    assert {row["id"] for row in await yard.world.db.fetch("select id from core.webhook_endpoints")} == {other}
+    for gone in (told, waits):
+        assert await webhooks.get(yard.world.db, "ann", gone) is None
+    assert await yard.world.db.fetchval("select count(*) from core.webhook_deliveries where endpoint = $1", late) == 0
 
 
 async def test_the_contracts_names_and_bodies(yard: Yard, receiver: Receiver):

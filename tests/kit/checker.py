@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from tests.kit import hook_checker as hooks
 from tests.kit import money_checker as money
 from tests.kit import run_checker as runs
 from tests.kit.evidence import Evidence, Fact, undone
@@ -614,6 +615,7 @@ INVARIANTS: tuple[Invariant, ...] = (
     runs.progress_is_of_the_steps,
     runs.objects_lie_where_nobody_else_writes,
     runs.exports_are_whole,
+    hooks.webhooks_are_told,
     the_log_is_one,
     nothing_is_left_over,
 )

@@ -82,6 +82,20 @@ class Lease:
     valid: bool
 
 
+@dataclass(frozen=True)
+class Delivery:
+    """What a webhook's receiver got."""
+
+    url: str
+    id: str
+    seq: int
+    body: bytes
+    taken: bool
+    """Else it was refused, and must come again."""
+    signed: bool
+    """With the endpoint's own secret."""
+
+
 @dataclass
 class Evidence:
     facts: list[Fact]
@@ -112,6 +126,8 @@ class Evidence:
     followers: int = 1
     """Processes that follow the log on their own: the projector, and the scheduler of each training service."""
     ops: list[Op] = field(default_factory=list)
+    deliveries: list[Delivery] = field(default_factory=list)
+    """In the order in which they came."""
     limit_mb: int = 500
 
     def lines(self, key: str) -> list[dict[str, Any]]:
@@ -122,7 +138,9 @@ class Evidence:
         return [json.loads(line) for line in stored.content.splitlines()]
 
 
-async def collect(servers: Servers, ops: Sequence[Op] = (), *, limit_mb: int = 500, followers: int = 1) -> Evidence:
+async def collect(
+    servers: Servers, ops: Sequence[Op] = (), deliveries: Sequence[Delivery] = (), *, limit_mb: int = 500, followers: int = 1
+) -> Evidence:
     """To be called when everything has come to rest: reads change nothing but a scratch schema that is gone afterwards."""
     settings = load(Gateway, servers.environ("gateway", port=1))
     storage = Storage(settings)
@@ -157,6 +175,7 @@ async def collect(servers: Servers, ops: Sequence[Op] = (), *, limit_mb: int = 5
                 litter=litter(servers.home.path, servers.store.root),
                 followers=followers,
                 ops=list(ops),
+                deliveries=list(deliveries),
                 limit_mb=limit_mb,
             )
         finally:

@@ -118,13 +118,11 @@ async def _life(rng: random.Random, storage: Storage) -> AsyncIterator[list[Even
                     ]
                 )
             ]
-    works: list[str] = []
     payer, balance = _id(rng), 100
     yield [CreditGranted(user_id=payer, grant_id=_id(rng), amount=balance, balance=balance, reason="é")]
     for _ in range(rng.randrange(3)):
         yield [ProjectModelResolved(project_id=project, base_model_id=f"some/llama-{rng.randrange(3)}", model_info={"valid": True}, revision="abc")]
-        works.append(_id(rng))
-        job, said = works[-1], list[Event]()
+        job, said = _id(rng), list[Event]()
         async for events in _training(rng, storage, project, job):
             said = [*events[:1], *_place(payer, job, balance), *events[1:]] if not said else events
             yield said
@@ -137,11 +135,10 @@ async def _life(rng: random.Random, storage: Storage) -> AsyncIterator[list[Even
             case _:
                 balance -= PRICE
         if rng.random() < 0.6:
-            works.append(_id(rng))
-            async for events in _exporting(rng, storage, project, works[-1], of=works[-2]):
+            async for events in _exporting(rng, storage, project, _id(rng), of=job):
                 yield events
     if rng.random() < 0.25:
-        yield [ProjectDeleted(project_id=project, job_ids=[*(file.job_id for file in files), *works])]
+        yield [ProjectDeleted(project_id=project, job_ids=[file.job_id for file in files] if rng.random() < 0.5 else [])]
 
 
 def _place(payer: str, job: str, balance: int) -> list[Event]:

@@ -17,7 +17,7 @@ from libs.events.log import EventLog
 from libs.runtime import bus
 from libs.storage import Storage
 from tests.kit.eventually import eventually
-from tests.kit.evidence import Evidence, collect, consumers, leases_left, undone
+from tests.kit.evidence import Delivery, Evidence, collect, consumers, leases_left, undone
 from tests.kit.gateway import own_port
 from tests.kit.processes import still_training
 from tests.kit.record import Op
@@ -110,6 +110,8 @@ class Platform:
                 return f"{running} jobs run"
             if pending := await session.fetchval("select count(*) from parts where state = 'pending'"):
                 return f"{pending} parts wait to be loaded"
+            if untold := await session.fetchval("select count(*) from webhook_endpoints where newest > cursor or replay_from is not null"):
+                return f"{untold} webhook endpoints have not been told everything"
             if dead := await self.leases_of_the_dead():
                 return f"leases of the dead: {dead}"
             facts, leases, held = await consumers(nc, "EV"), await consumers(nc, "WORK"), await leases_left(nc)
@@ -128,8 +130,8 @@ class Platform:
         """Who follows the log without a durable: the projector, and each training service's scheduler."""
         return 1 + len(self.training)
 
-    async def collect(self, ops: Sequence[Op] = (), *, limit_mb: int = 500) -> Evidence:
-        return await collect(self.servers, ops, limit_mb=limit_mb, followers=self.followers)
+    async def collect(self, ops: Sequence[Op] = (), deliveries: Sequence[Delivery] = (), *, limit_mb: int = 500) -> Evidence:
+        return await collect(self.servers, ops, deliveries, limit_mb=limit_mb, followers=self.followers)
 
     async def sweep(self) -> None:
         """One more gateway, for whom objects grow old within a second, removes what nothing refers to; then it goes."""

@@ -49,8 +49,9 @@ ROWS = b'{"id": "1", "split": "train", "format": "alpaca", "data": {"instruction
 class Quick(embedded.Service):
     """`python -m services.training` with our timing and a trainer of ours."""
 
-    def __init__(self, *, timing: Timing, entry: str, preload: tuple[str, ...], **settings: Any) -> None:
+    def __init__(self, *, timing: Timing, entry: str, preload: tuple[str, ...], within: tuple[str, ...], **settings: Any) -> None:
         super().__init__(**settings)
+        self._within = within
         self._call = f"timing=msgspec.convert({msgspec.to_builtins(timing)!r}, Timing), entry={entry!r}, preload={preload!r}"
 
     def command(self) -> Command:
@@ -60,7 +61,7 @@ class Quick(embedded.Service):
             f"process.run('training', Training, partial(serve, {self._call}))"
         )
         there = super().command()
-        return Command([*there.argv[:2], "-c", code], environ=there.environ)
+        return Command([*self._within, *there.argv[:2], "-c", code], environ=there.environ)
 
 
 @contextmanager
@@ -71,12 +72,13 @@ def service(
     timing: Timing = HASTY,
     entry: str = "tests.kit.trainer:run",
     preload: tuple[str, ...] = ("tests.kit.trainer",),
+    within: tuple[str, ...] = (),
     **settings: str,
 ) -> Iterator[Process]:
-    """Not started yet; killed at the end, whatever became of it."""
+    """Not started yet; killed at the end, whatever became of it. `within` is a command that goes over to the one behind it."""
     port = own_port(place, label)
     environ = place.environ("training", port=port) | {f"TRAINYARD_{name.upper()}": value for name, value in settings.items()}
-    part = Quick(name="training", label=label, host="127.0.0.1", port=port, environ=environ, timing=timing, entry=entry, preload=preload)
+    part = Quick(name="training", label=label, host="127.0.0.1", port=port, environ=environ, timing=timing, entry=entry, preload=preload, within=within)
     process = Process(part, place.home)
     try:
         yield process

@@ -40,6 +40,7 @@ STATUS: dict[type[errors.DomainError], int] = {
     errors.ModelNotResolved: 400,
     errors.ModelNotUsable: 400,
     errors.NoTrainingData: 400,
+    errors.ExamplesStillRead: 409,
     errors.ExampleUnreadable: 409,
     errors.PreviewStays: 409,
     errors.NoSuccessfulRun: 404,

@@ -112,7 +112,7 @@ def _begin(segment: MultipartSegment, storage: Storage, form: Form, limits: Limi
         raise Refused(422, f"No file is expected in '{name[:100]}': send files as '{limits.files_field}'", field=name[:100])
     if len(form.files) >= MOST_FILES:
         raise Refused(413, f"One upload holds at most {MOST_FILES} files: send the rest in another", code="too_many_files", field=limits.files_field)
-    return _File(safe_name(segment.filename), storage, form, limits, new_key())
+    return _File(safe_name(segment.filename, field=name), storage, form, limits, new_key())
 
 
 class _Part(ABC):
@@ -172,7 +172,7 @@ class _File(_Part):
 
     async def finish(self) -> None:
         if self._size == 0:
-            raise Refused(400, f"File '{self._filename}' is empty", code="file_empty", field="files")
+            raise Refused(400, f"File '{self._filename}' is empty", code="file_empty", field=self._limits.files_field)
         if self._storing is None:
             self._start()
         assert self._storing is not None
@@ -192,7 +192,7 @@ class _File(_Part):
     def _start(self) -> None:
         self._mime_type = told(self._filename, bytes(self._head[:HEAD]))
         if self._mime_type not in self._limits.accepted:
-            raise unsupported(self._filename, self._mime_type)
+            raise unsupported(self._filename, self._mime_type, field=self._limits.files_field)
         self._queue.put_nowait(bytes(self._head))
         self._head.clear()
         self._storing = asyncio.create_task(self._storage.put_stream(self._key, self._chunks()))
@@ -217,8 +217,8 @@ class _GivenUp(Exception):
     """The rest of the file will not come."""
 
 
-def unsupported(filename: str, mime_type: str) -> Refused:
-    return Refused(400, f"File '{filename}' has unsupported MIME type '{mime_type}'", code="unsupported_file_type", field="files")
+def unsupported(filename: str, mime_type: str, *, field: str = "files") -> Refused:
+    return Refused(400, f"File '{filename}' has unsupported MIME type '{mime_type}'", code="unsupported_file_type", field=field)
 
 
 def told(filename: str, head: bytes) -> str:
@@ -238,10 +238,10 @@ def told(filename: str, head: bytes) -> str:
     return mime_type
 
 
-def safe_name(filename: str) -> str:
+def safe_name(filename: str, *, field: str = "files") -> str:
     """Letters, digits, dot, underscore and dash; a name that wants to be a path is refused, not mended."""
     if re.search(r"[/\\\0]", filename) or filename.strip() in ("", ".", "..") or ".." in filename:
-        raise Refused(400, f"File name '{_printable(filename)}' is not allowed: it must not contain a path", code="unsafe_filename", field="files")
+        raise Refused(400, f"File name '{_printable(filename)}' is not allowed: it must not contain a path", code="unsafe_filename", field=field)
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", filename).strip("_") or "file"
     stem, dot, ending = name.rpartition(".")
     return f"{stem[: 200 - len(ending)]}.{ending}" if dot and stem and len(ending) < 20 else name[:200]
@@ -252,7 +252,7 @@ def _printable(text: str) -> str:
 
 
 def _too_large(limits: Limits) -> Refused:
-    return Refused(413, f"File exceeds maximum size of {limits.file_mb} MB", code="file_too_large", field="files")
+    return Refused(413, f"File exceeds maximum size of {limits.file_mb} MB", code="file_too_large", field=limits.files_field)
 
 
 async def _drain(stream: AsyncIterator[bytes]) -> None:

@@ -8,8 +8,8 @@ from libs.events import (
     DatasetCreated,
     DatasetDeleted,
     DatasetInputs,
-    DatasetRunStarted,
     DatasetSpec,
+    DatasetUsed,
     Event,
     File,
     Fit,
@@ -89,7 +89,7 @@ def evolve(dataset: Dataset | None, recorded: Recorded) -> Dataset | None:
     if dataset is None:
         return None
     match event:
-        case DatasetRunStarted(job_id=job):
+        case DatasetUsed(job_id=job):
             return msgspec.structs.replace(dataset, active_jobs=dataset.active_jobs | {job}, runs=dataset.runs | {job})
         case DatasetDeleted():
             return msgspec.structs.replace(dataset, deleted=True)
@@ -154,4 +154,4 @@ def _start(dataset: Dataset, command: StartFit, purse: Purse | None, quota: Quot
         payer=command.starter.payer,
         price=command.starter.price,
     )
-    return [DatasetRunStarted(dataset_id=dataset.id, job_id=command.job_id), *besides, job]
+    return [DatasetUsed(dataset_id=dataset.id, job_id=command.job_id), *besides, job]

@@ -70,6 +70,11 @@ class NoTrainingData(DomainError):
     message = "The project has no rows that could be trained on: upload a data set (kind=dataset_upload) with at least one usable row"
 
 
+class ExamplesStillRead(DomainError):
+    code = "examples_still_read"
+    message = "There are no examples yet: the project's files are still being read, or its examples made. Try again when that has ended"
+
+
 class ChunkingAlreadyRunning(DomainError):
     code = "chunking_already_running"
     message = "The documents of this project are being cut into chunks already"

@@ -36,6 +36,8 @@ STAGES = {
     TRAIN: ["preparation", "training"],
     EXPORT: ["export"],
 }
+MERGE_AND_EXPORT = ["training", "export"]
+"""Where a merged model is wanted: merging is done by who has the libraries for it."""
 
 _RUNS = uuid.UUID("1d6a3a0e-6c0c-5f0a-8a3e-2f4b7c9d1e55")
 
@@ -88,7 +90,7 @@ def evolve(job: Job | None, recorded: Recorded) -> Job | None:
 
 
 def status_after(event: Event, stages: list[str]) -> Status | None:
-    """The last stage is the run itself, those before it prepare for it. None: the event changes nothing."""
+    """Preparation is for the run itself, all other stages are that. None: the event changes nothing."""
     match event:
         case PreparationStarted():
             return _begun("preparation", stages)
@@ -126,8 +128,10 @@ def decide(job: Job | None, command: Command) -> list[Event]:
 
 
 def _begun(stage: str, stages: list[str]) -> Status:
-    return Status.RUNNING if stages[-1:] == [stage] else Status.PREPARING
+    return Status.RUNNING if stages[-1:] == [stage] or stage != "preparation" else Status.PREPARING
 
 
 def _done(stage: str, stages: list[str]) -> Status:
-    return Status.SUCCEEDED if stages[-1:] == [stage] else Status.PREPARING
+    if stages[-1:] == [stage]:
+        return Status.SUCCEEDED
+    return Status.PREPARING if stage == "preparation" else Status.RUNNING

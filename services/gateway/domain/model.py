@@ -4,7 +4,7 @@ from datetime import datetime
 
 import msgspec
 
-from libs.events import Event, ModelCreated, ModelDeleted, NameClaimed, Recorded
+from libs.events import Event, ModelDeleted, ModelRegistered, NameClaimed, Recorded
 from services.gateway.domain.account import name_id
 from services.gateway.domain.errors import NotFound
 
@@ -34,7 +34,7 @@ Command = DeleteModel
 
 def evolve(model: Model | None, recorded: Recorded) -> Model | None:
     match recorded.event:
-        case ModelCreated() as event:
+        case ModelRegistered() as event:
             return Model(id=event.model_id, name=event.name, model_type=event.model_type, dataset_id=event.dataset_id, created_at=recorded.at)
         case ModelDeleted() if model:
             return msgspec.structs.replace(model, deleted=True)
@@ -57,4 +57,4 @@ def founding(tenant: str, *, model_id: str, model_type: str, dataset_id: str, nu
     """In one batch: of two runs that end at once only one can have the number."""
     name = f"{named(model_type)}_v{number}"
     claimed = NameClaimed(name_id=name_id(f"{SCOPE}/{tenant}", name), scope=SCOPE, holder=model_id)
-    return [claimed, ModelCreated(model_id=model_id, name=name, model_type=model_type, dataset_id=dataset_id)]
+    return [claimed, ModelRegistered(model_id=model_id, name=name, model_type=model_type, dataset_id=dataset_id)]

@@ -1,11 +1,14 @@
 """What can be done to a project, and what forbids it."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 import msgspec
 
+from libs import tiny
 from libs.events import (
+    Ancestor,
     ChunkInputs,
     ChunkSpec,
     Event,
@@ -32,6 +35,7 @@ from services.gateway.domain.credit import Purse
 from services.gateway.domain.errors import (
     ChunkingAlreadyRunning,
     ChunksTooLarge,
+    Conflicted,
     FileBusy,
     GenerationAlreadyRunning,
     IdempotencyKeyReused,
@@ -46,7 +50,7 @@ from services.gateway.domain.errors import (
     ProjectFull,
     TrainingAlreadyRunning,
 )
-from services.gateway.domain.jobs import CHUNK, EXPORT, GENERATE, INGEST, PREVIEW, STAGES, TRAIN
+from services.gateway.domain.jobs import CHUNK, EXPORT, GENERATE, INGEST, MERGE_AND_EXPORT, PREVIEW, STAGES, TRAIN
 from services.gateway.domain.quota import Quota, Starter, charged
 
 MB = 1024 * 1024
@@ -54,6 +58,10 @@ DATASET, DOCUMENT = "dataset_upload", "raw_doc"
 LONGEST = 1_048_576
 """Tokens of a row that anybody may ask for."""
 DELETED = "project deleted"
+OWN = "trainyard/"
+"""What the names of models begin with that are the platform's own: of a run, or the bundled one."""
+LEND = "lend"
+"""The work of a project whose run is the base of another project's job."""
 CANCELLED_AT_ONCE = 100
 """Jobs that are cancelled in one batch with their project's end, as far as a batch goes; the others are right behind it (reactions.py)."""
 
@@ -82,8 +90,12 @@ class Project(msgspec.Struct, frozen=True, kw_only=True):
     """Ingest jobs that the latest train job still has to read."""
     trained: str = ""
     """The latest train job that succeeded."""
+    whole: bool = False
+    """That run's weights are a whole model's: there is nothing to merge."""
     exporting: str = ""
     """The latest export of that, unless it has ended."""
+    merging: str = ""
+    """The latest of those that merges it first."""
     chunking: str = ""
     """The latest job that cuts its documents."""
     chunked: str = ""
@@ -144,24 +156,42 @@ class ResolveModel(msgspec.Struct, frozen=True, kw_only=True):
     revision: str
 
 
+class OwnBase(msgspec.Struct, frozen=True, kw_only=True):
+    """A base that was trained here, as far as a job must know it: see FineTune."""
+
+    tenant: str
+    model_id: str
+    ancestors: list[Ancestor]
+    root: str = ""
+    root_revision: str = ""
+
+    @property
+    def lenders(self) -> list[str]:
+        """The projects that have the runs."""
+        return list(dict.fromkeys(ancestor.project_id for ancestor in self.ancestors))
+
+
 class StartTraining(msgspec.Struct, frozen=True, kw_only=True):
-    """`hyperparams` are fields of a FineTune, checked already."""
+    """`hyperparams` are fields of a FineTune, checked already; `own` is what the base is made of where it was trained here."""
 
     project_id: str
     job_id: str
     method: str
     preset: str = ""
     hyperparams: dict[str, Any] = {}
+    own: OwnBase | None = None
     smoke: bool = False
     request: str = ""
     starter: Starter = Starter()
 
 
 class ExportRun(msgspec.Struct, frozen=True, kw_only=True):
-    """Of the latest run that succeeded. While it is being exported already, that is the answer: see `exporting`."""
+    """Of the latest run that succeeded. While it is being exported already, that is the answer, if it has all that is asked for: see `in_hand`."""
 
     project_id: str
     job_id: str
+    merged: bool = False
+    """A whole model, too: the adapter is merged into its base first."""
     request: str = ""
 
 
@@ -221,8 +251,12 @@ def evolve(project: Project | None, recorded: Recorded) -> Project | None:
         case ProjectRunStarted(job_id=job):
             reads = frozenset(source.job_id for source in _sources(project))
             return msgspec.structs.replace(_at_work(project, job), run=job, read_by_run=reads, updated_at=recorded.at)
+        case ProjectWorkStarted(job_id=job, kind=work) if work == LEND:
+            return msgspec.structs.replace(project, active_jobs=project.active_jobs | {job})
         case ProjectWorkStarted(job_id=job, kind=kind):
             latest = {_LATEST[kind]: job} if kind in _LATEST else {}
+            if event.merged:
+                latest["merging"] = job
             return msgspec.structs.replace(_at_work(project, job), **latest, updated_at=recorded.at)
         case ProjectDeleted():
             return msgspec.structs.replace(project, deleted=True)
@@ -237,8 +271,10 @@ def _at_work(project: Project, job: str) -> Project:
     return msgspec.structs.replace(project, active_jobs=project.active_jobs | {job}, works=project.works | {job})
 
 
-def decide(project: Project | None, command: Command, purse: Purse | None = None, quota: Quota | None = None) -> list[Event]:
-    """`purse` and `quota` are those of who starts a training."""
+def decide(
+    project: Project | None, command: Command, purse: Purse | None = None, quota: Quota | None = None, lenders: Sequence[Project | None] = ()
+) -> list[Event]:
+    """`purse` and `quota` are those of who starts a training, `lenders` the other projects whose runs its base is made of."""
     if isinstance(command, CreateProject):
         return _create(project, command)
     if project is None or project.deleted:
@@ -262,7 +298,7 @@ def decide(project: Project | None, command: Command, purse: Purse | None = None
         case GenerateExamples():
             return _generate(project, command)
         case StartTraining():
-            return _train(project, command, purse, quota)
+            return _train(project, command, purse, quota, lenders)
         case ExportRun():
             return _export(project, command)
 
@@ -393,12 +429,13 @@ def _work(project: Project, job_id: str, kind: str, inputs: msgspec.Struct, spec
     return [ProjectWorkStarted(project_id=project.id, job_id=job_id, kind=kind), job]
 
 
-def _train(project: Project, command: StartTraining, purse: Purse | None, quota: Quota | None) -> list[Event]:
+def _train(project: Project, command: StartTraining, purse: Purse | None, quota: Quota | None, lenders: Sequence[Project | None]) -> list[Event]:
     if command.job_id in project.works:
         return []  # the same request again
     if project.run in project.active_jobs:
         raise TrainingAlreadyRunning(job_id=project.run)
     tuning = planned(project, command)
+    lent = _lent(project, command, lenders)
     besides = charged(command.starter, purse, quota, job_id=command.job_id)
     job = JobCreated(
         job_id=command.job_id,
@@ -411,7 +448,14 @@ def _train(project: Project, command: StartTraining, purse: Purse | None, quota:
         payer=command.starter.payer,
         price=command.starter.price,
     )
-    return [ProjectRunStarted(project_id=project.id, job_id=command.job_id), *besides, job]
+    return [ProjectRunStarted(project_id=project.id, job_id=command.job_id), *lent, *besides, job]
+
+
+def _lent(project: Project, command: StartTraining, lenders: Sequence[Project | None]) -> list[Event]:
+    """Whoever deletes one of them meanwhile sees it, or is seen."""
+    if any(lender is None or lender.deleted for lender in lenders):
+        raise ModelNotUsable(base_model_id=project.base_model_id, reason="a run that it is made of was deleted with its project")
+    return [ProjectWorkStarted(project_id=lender.id, job_id=command.job_id, kind=LEND) for lender in lenders if lender]
 
 
 def planned(project: Project, command: StartTraining) -> FineTune:
@@ -422,8 +466,15 @@ def planned(project: Project, command: StartTraining) -> FineTune:
         raise ModelNotUsable(base_model_id=project.base_model_id, reason="; ".join(project.model_info.get("warnings", [])))
     if not _sources(project):
         raise NoTrainingData(project_id=project.id)
+    own = command.own
+    if own and own.model_id != project.base_model_id:
+        raise Conflicted
     base = {"base_model": project.base_model_id, "revision": project.revision, "method": command.method, "preset": command.preset, "smoke": command.smoke}
-    return msgspec.convert({"max_seq_length": _row_length(project)} | command.hyperparams | base, FineTune)
+    if own:
+        base |= {"ancestors": own.ancestors, "root": own.root, "root_revision": own.root_revision}
+    elif project.base_model_id.startswith(OWN) and project.base_model_id != tiny.BASE:
+        raise ModelNotUsable(base_model_id=project.base_model_id, reason="the run that it is of is not there any more")
+    return msgspec.convert({"max_seq_length": row_length(project, project.model_info.get("max_position_embeddings"))} | command.hyperparams | base, FineTune)
 
 
 def still_coming(project: Project) -> bool:
@@ -439,14 +490,29 @@ def _sources(project: Project) -> list[Source]:
     return [*sources, Source(job_id=made)] if made and made not in project.barren_jobs else sources
 
 
-def _row_length(project: Project) -> int:
+def row_length(project: Project, context: int | None) -> int:
     """As the project's config wants it, as far as the model goes."""
-    return min(project.config.get("max_seq_length", 2048), project.model_info.get("max_position_embeddings") or LONGEST, LONGEST)
+    return min(project.config.get("max_seq_length", 2048), context or LONGEST, LONGEST)
 
 
 def _export(project: Project, command: ExportRun) -> list[Event]:
-    if command.job_id in project.works or project.exporting in project.active_jobs:
+    merges = command.merged and not project.whole
+    if command.job_id in project.works or in_hand(project, merged=merges) in project.active_jobs:
         return []  # the same request again, or what it asks for is being done
     if not project.trained:
         raise NoSuccessfulRun(project_id=project.id)
-    return _work(project, command.job_id, EXPORT, ExportInputs(project_id=project.id, training_job_id=project.trained), None, command.request)
+    inputs = ExportInputs(project_id=project.id, training_job_id=project.trained, merged=command.merged)
+    job = JobCreated(
+        job_id=command.job_id,
+        kind=EXPORT,
+        stages=MERGE_AND_EXPORT if merges else STAGES[EXPORT],
+        project_id=project.id,
+        inputs=msgspec.to_builtins(inputs),
+        request=command.request,
+    )
+    return [ProjectWorkStarted(project_id=project.id, job_id=command.job_id, kind=EXPORT, merged=merges), job]
+
+
+def in_hand(project: Project, *, merged: bool) -> str:
+    """The export that is under way and has all of it: one that merges leaves the adapter too."""
+    return project.merging if merged and not project.whole else project.exporting

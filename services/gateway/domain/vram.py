@@ -10,8 +10,10 @@ STATES = {"adamw": 8.0, "adamw_8bit": 2.1, "paged_adamw_8bit": 2.1, "adafactor":
 """Bytes of an optimizer for each number that it changes."""
 LOGITS, CHUNK = 12, 512
 """Bytes of a logit with its gradient, and how many tokens have theirs at a time."""
-FIXED = 1.1e9
-"""CUDA's own context, its libraries' workspaces, small things."""
+CONTEXT = 0.5e9
+"""CUDA's own, which PyTorch doesn't count."""
+WORKSPACES = 0.4e9
+"""Its libraries', and small things."""
 SPLINTERED = 1.05
 """What comes and goes leaves gaps."""
 
@@ -36,10 +38,14 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
         return self.layers * sum(rank * (inside + outside) for inside, outside in self.linears)
 
 
-def need(shape: Shape, parameters: int, tuning: FineTune) -> float:
-    """In bytes, with all rows of a batch at once and as long as they may be. Where that isn't there, the trainer takes fewer at once before it gives up."""
+def need(shape: Shape, parameters: int, tuning: FineTune, *, trained: float | None = None, chunk: int = CHUNK) -> float:
+    """In bytes, with all rows of a batch at once and as long as they may be. Where that isn't there, the trainer takes fewer at once before it gives up.
+    `trained` and `chunk` are for other trainers: bytes besides a weight for each number that is trained, and tokens whose logits exist at a time."""
     tokens = tuning.per_device_batch_size * tuning.max_seq_length
-    return FIXED + _weights(shape, parameters, tuning.method) + _trained(shape, parameters, tuning) + SPLINTERED * _passing(shape, tuning, tokens)
+    each = 4 + 4 + STATES[tuning.optimizer] if trained is None else trained  # a float32 number (a copy, beside 16-bit weights) and its gradient
+    numbers = parameters if tuning.method == "full" else shape.adapters(tuning.lora_r)
+    held = CONTEXT + WORKSPACES + _weights(shape, parameters, tuning.method) + numbers * each
+    return held + SPLINTERED * _passing(shape, tuning, tokens, min(chunk, tokens))
 
 
 def _weights(shape: Shape, parameters: int, method: str) -> float:
@@ -47,18 +53,13 @@ def _weights(shape: Shape, parameters: int, method: str) -> float:
     return NF4 * linear + 2.0 * (parameters - linear) if method == "qlora" else 2.0 * parameters
 
 
-def _trained(shape: Shape, parameters: int, tuning: FineTune) -> float:
-    """In float32: the numbers themselves, which are copies beside the 16-bit weights when all are trained, and their gradients."""
-    return (parameters if tuning.method == "full" else shape.adapters(tuning.lora_r)) * (4 + 4 + STATES[tuning.optimizer])
-
-
-def _passing(shape: Shape, tuning: FineTune, tokens: int) -> float:
+def _passing(shape: Shape, tuning: FineTune, tokens: int, chunk: int) -> float:
     """From the way forth to the way back: what layers keep, or their inputs only; one layer's gradients; the ends of the model."""
     layer = tokens * _kept(shape, tuning)
     kept = shape.layers * tokens * 2 * shape.hidden + layer if tuning.gradient_checkpointing else shape.layers * layer
     slopes = tokens * (8 * shape.hidden + 6 * shape.intermediate)
     unpacked = 2.0 * max(inside * outside for inside, outside in shape.linears) if tuning.method == "qlora" else 0.0
-    ends = tokens * 14 * shape.hidden + min(CHUNK, tokens) * shape.vocabulary * LOGITS
+    ends = tokens * 14 * shape.hidden + chunk * shape.vocabulary * LOGITS
     of_head = 6.0 * shape.vocabulary * shape.hidden if tuning.method == "full" else 0.0
     return kept + slopes + unpacked + ends + of_head
 

@@ -81,7 +81,7 @@ class _Borrowed:
 
 
 def _settings(schema: str) -> dict[str, str]:
-    return {"search_path": f"{schema}, core", "application_name": "trainyard-gateway", "jit": "off", "timezone": "UTC"}
+    return {"search_path": f"{schema}, core", "application_name": "trainyard-gateway", "jit": "off", "timezone": "UTC", "datestyle": "ISO"}
 
 
 async def _prepare(session: Any) -> None:

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import asyncpg
 import msgspec
 
-from libs.events import DatasetCreated, DatasetDeleted, DatasetRunStarted, File, Recorded
+from libs.events import DatasetCreated, DatasetDeleted, DatasetUsed, File, Recorded
 from services.gateway.domain.dataset import Dataset
-from services.gateway.views.projects import files
+from services.gateway.views.projects import file_row, files
 from services.gateway.views.rows import Change, Drop, Operation, Put
 from services.gateway.views.schema import JSON, SEEN, BigInteger, Column, DateTime, Index, Integer, Table, Text, views
 
@@ -67,9 +67,8 @@ def project(recorded: Recorded) -> Iterator[Operation]:
             row = {"id": id, "tenant": recorded.tenant, "name": event.name, "description": event.description, "dataset_type": event.dataset_type}
             told = {"target": event.target, "size": file.size, "job_id": file.job_id, "request": event.request}
             yield Put(datasets, {**row, **told, "created_at": recorded.at, "version": recorded.seq})
-            about = msgspec.structs.asdict(file)
-            yield Put(files, {"id": about.pop("file_id"), "tenant": recorded.tenant, "project_id": id, **about, "created_at": recorded.at})
-        case DatasetRunStarted(dataset_id=id, job_id=job):
+            yield Put(files, file_row(recorded, id, file))
+        case DatasetUsed(dataset_id=id, job_id=job):
             yield Put(reads, {"id": job, "dataset_id": id})
             yield Change(datasets, id, {"version": recorded.seq})
         case DatasetDeleted(dataset_id=id):
@@ -123,11 +122,22 @@ async def page(db: asyncpg.Pool, tenants: list[str], *, sort: Sort, descending: 
     return [Row(**row) for row in rows], total
 
 
-async def about(db: asyncpg.Pool, dataset_id: str) -> list[msgspec.Raw]:
-    """Of each column, in their order."""
-    return [
-        msgspec.Raw(row["about"].encode()) for row in await db.fetch("select about from dataset_columns where dataset_id = $1 order by position", dataset_id)
-    ]
+class ColumnRow(msgspec.Struct, frozen=True):
+    """Fields in the order of the query's columns."""
+
+    name: str
+    role: str
+    about: msgspec.Raw
+
+
+async def columns_of(db: asyncpg.Pool, dataset_id: str) -> list[ColumnRow]:
+    """In the order that they have in the data set."""
+    rows = await db.fetch("select name, role, about from dataset_columns where dataset_id = $1 order by position", dataset_id)
+    return [ColumnRow(*row) for row in rows]
+
+
+async def holds_images(db: asyncpg.Pool, dataset_id: str) -> bool:
+    return await db.fetchval("select true from dataset_columns where dataset_id = $1 and about ->> 'type' = 'image' limit 1", dataset_id) is not None
 
 
 async def load(db: asyncpg.Pool, tenant: str, dataset_id: str) -> tuple[Dataset | None, int]:

@@ -346,6 +346,23 @@ async def behind(db: Any, project_id: str, data: Dataset, wanted: Wanted, *, aft
     return [Row(*row) for row in found]
 
 
+async def sample(db: Any, project_id: str, data: Dataset, wanted: Wanted, *, most_rows: int, most_bytes: int, largest: int) -> list[Row]:
+    """Every so manieth, evenly over all of them; fewer where they are long, and none that is larger than `largest` bytes."""
+    where, arguments = _where(project_id, data, wanted)
+    arguments += [most_rows, data.count(wanted), largest, most_bytes]
+    rows, count, each, size = (f"${len(arguments) - n}::bigint" for n in (3, 2, 1, 0))
+    found = await db.fetch(
+        f"""with numbered as (select x.*, row_number() over (order by x.position, x.row) - 1 as n from examples x where {where}),
+                 taken as (select x.*, octet_length(x.data::text) as size from numbered x where n = 0 or n * {rows} / {count} > (n - 1) * {rows} / {count}),
+                 fit as (select x.*, row_number() over (order by n) - 1 as k, sum(size) over () as whole from taken x where size <= {each}),
+                 kept as (select x.*, sum(size) over (order by n) as through from fit x where k % (1 + whole / {size}) = 0)
+            select {_COLUMNS} from kept x where through <= {size} order by n""",
+        *arguments,
+        timeout=PATIENCE,
+    )
+    return [Row(*row) for row in found]
+
+
 def _where(project_id: str, data: Dataset, wanted: Wanted) -> tuple[str, list[Any]]:
     """One statement for each set of filters: what is not asked for is not in it, so that each finds its index."""
     conditions, arguments = ["x.project_id = $1", "not x.deleted"], [project_id]

@@ -39,6 +39,7 @@ from services.gateway.views.schema import JSON, SEEN, BigInteger, Boolean, Colum
 STATUS = """case when phase in ('failed', 'cancelled') then phase
                  when phase = 'completed' and stage = stages ->> -1 then 'succeeded'
                  when phase = 'started' and stage = stages ->> -1 then 'running'
+                 when phase in ('started', 'completed') and stage <> 'preparation' then 'running'
                  when phase = '' then 'queued'
                  else 'preparing' end"""
 """Follows from the latest fact of the latest stage; domain/jobs.py says the same of a story."""
@@ -89,6 +90,10 @@ _COLUMNS = """id, project_id, kind, shown, cancel_requested, progress, message, 
               left_over, made, seconds, paced_at"""
 
 
+_MERGED = 50
+"""Percent of an export of a merged model, when it is merged."""
+
+
 def project(recorded: Recorded) -> Iterator[Operation]:
     match recorded.event:
         case JobCreated() as event:
@@ -130,17 +135,24 @@ def project(recorded: Recorded) -> Iterator[Operation]:
             yield _ended(recorded, id, "preparation", "failed", error=message)
         case PreparationCancelled(job_id=id):
             yield _ended(recorded, id, "preparation", "cancelled")
+        case TrainingStarted(job_id=id, merge=True, attempt=attempt):
+            began = {"started_at": recorded.at, "message": "Merging the adapter into its base"} if attempt == 1 else {"message": "Merging once more"}
+            yield Change(jobs, id, {"stage": "training", "phase": "started", **began, **_AT_NO_PACE})
         case TrainingStarted(job_id=id, attempt=1, device=device):
             message = f"Loading the model on {device or 'a worker'}"
             yield Change(jobs, id, {"stage": "training", "phase": "started", "progress": 0, "message": message, **_AT_NO_PACE})
         case TrainingStarted(job_id=id, resumed_from=step):  # what was done stays to be seen
             yield Change(jobs, id, {"stage": "training", "phase": "started", "message": f"Going on behind step {step}", **_AT_NO_PACE})
         case TrainingProgressed(job_id=id, step=step, total_steps=total) as event:
-            yield Change(jobs, id, {"progress": _share(step, total), "message": f"Step {step}/{total}", **_paced(recorded, event, left=total - step)})
+            yield Change(
+                jobs, id, {"progress": _share(step, total), "message": event.doing or f"Step {step}/{total}", **_paced(recorded, event, left=total - step)}
+            )
         case TrainingBatchReduced(job_id=id, micro_tokens=tokens):
             yield Change(jobs, id, {"message": f"The device's memory is small: {tokens} tokens at once from here on, with the same result"})
         case TrainingAttemptLost(job_id=id, attempt=attempt, cause=cause):
             yield Change(jobs, id, {"message": f"Attempt {attempt} was lost ({cause}): it will go on from the last checkpoint", **_AT_NO_PACE})
+        case TrainingCompleted(job_id=id, merge=True):
+            yield Change(jobs, id, {"stage": "training", "phase": "completed", "progress": _MERGED, **_AT_NO_PACE})
         case TrainingCompleted(job_id=id) as event:
             files = {name: claim.size for name, claim in event.artifacts.items()}
             result = {"steps": event.step, "attempt": event.attempt, "metrics": event.metrics, "artifacts": files, "summary": event.summary}
@@ -149,6 +161,8 @@ def project(recorded: Recorded) -> Iterator[Operation]:
             yield _ended(recorded, id, "training", "failed", error=message)
         case TrainingCancelled(job_id=id):
             yield _ended(recorded, id, "training", "cancelled")
+        case ExportStarted(job_id=id, merged=True):
+            yield Change(jobs, id, {"stage": "export", "phase": "started"})
         case ExportStarted(job_id=id):
             yield Change(jobs, id, {"stage": "export", "phase": "started", "started_at": recorded.at})
         case ExportProgressed(job_id=id, done=done, total=total, doing=doing) as event:

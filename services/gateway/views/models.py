@@ -7,7 +7,7 @@ from typing import Any, Literal
 import asyncpg
 import msgspec
 
-from libs.events import Claim, ModelCreated, ModelDeleted, Recorded, TrainingEvaluated
+from libs.events import Claim, ModelDeleted, ModelRegistered, Recorded, TrainingEvaluated
 from services.gateway.domain.jobs import Status
 from services.gateway.domain.model import Model
 from services.gateway.views.jobs import Paced
@@ -37,7 +37,7 @@ epochs = Table(
 )
 
 SEEN.append("""create view models_seen as
-select m.*, r.spec, r.summary, r.final, r.artifacts, (r.final ->> 'val_accuracy')::float8 as accuracy,
+select m.*, r.spec, r.summary, r.final, r.artifacts, coalesce(r.snapshot ->> 'sha256', '') as snapshot_sha256, (r.final ->> 'val_accuracy')::float8 as accuracy,
        (select coalesce(sum((a.value ->> 'size')::bigint), 0)::bigint from json_each(r.artifacts) a) as size
   from models m join runs r on r.id = m.id""")
 
@@ -46,7 +46,7 @@ Sort = Literal["created_at", "accuracy", "name"]
 
 def project(recorded: Recorded) -> Iterator[Operation]:
     match recorded.event:
-        case ModelCreated() as event:
+        case ModelRegistered() as event:
             row = {"id": event.model_id, "tenant": recorded.tenant, "name": event.name, "model_type": event.model_type, "dataset_id": event.dataset_id}
             yield Put(models, {**row, "created_at": recorded.at, "version": recorded.seq})
         case ModelDeleted(model_id=id):
@@ -71,12 +71,13 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     summary: Any
     final: Any
     artifacts: Any
+    snapshot_sha256: str
     accuracy: float | None
     size: int
 
 
 class FitRow(Paced, frozen=True, kw_only=True):
-    """A run that fits a model to a data set, as people see it."""
+    """A run as people see it who fit models to data sets."""
 
     job_id: str
     dataset_id: str
@@ -107,9 +108,7 @@ async def get(db: asyncpg.Pool, tenant: str, model_id: str) -> Row | None:
     return Row(**row) if row else None
 
 
-async def page(
-    db: asyncpg.Pool, tenants: list[str], *, model_type: str | None, sort: Sort, descending: bool, limit: int, offset: int
-) -> tuple[list[Row], int]:
+async def page(db: asyncpg.Pool, tenants: list[str], *, model_type: str | None, sort: Sort, descending: bool, limit: int, offset: int) -> tuple[list[Row], int]:
     """With the number of all that match. Those without an accuracy, which regressions have not, come last."""
     order = "desc" if descending else "asc"
     where = "tenant = any($1) and ($2::text is null or model_type = $2)"
@@ -121,13 +120,12 @@ async def page(
 
 
 async def fit(db: asyncpg.Pool, tenant: str, job_id: str) -> FitRow | None:
-    """The run, when it is one that reads a data set."""
     row = await db.fetchrow(
-        """select r.id as job_id, j.inputs ->> 'dataset_id' as dataset_id, j.status, j.cancel_requested, j.message, j.error, j.progress, r.spec, r.step,
+        """select r.id as job_id, coalesce(j.inputs ->> 'dataset_id', '') as dataset_id, j.status, j.cancel_requested, j.message, j.error, j.progress, r.spec, r.step,
                   r.total_steps, r.metrics, r.evaluation, r.final, r.summary, exists (select from models m where m.id = r.id) as has_model,
                   j.created_at, r.started_at, case when j.status in ('succeeded', 'failed', 'cancelled') then j.finished_at end as finished_at, j.version,
                   j.left_over, j.made, j.seconds, j.paced_at
-             from runs r join jobs j on j.id = r.id where r.tenant = $1 and r.id = $2 and j.inputs ->> 'dataset_id' <> ''""",
+             from runs r join jobs j on j.id = r.id where r.tenant = $1 and r.id = $2""",
         tenant,
         job_id,
     )

@@ -185,6 +185,11 @@ async def latest(db: asyncpg.Pool, tenant: str, project_id: str) -> Run | None:
     return _run(row) if row else None
 
 
+async def job_of(db: asyncpg.Pool, tenant: str, id: str) -> str | None:
+    """The train job of a run, by its own id or the run's."""
+    return await db.fetchval("select id from runs where tenant = $1 and (id = $2 or run_id = $2)", tenant, id)
+
+
 def _run(row: asyncpg.Record) -> Run:
     def read(column: str, kind: Any) -> Any:
         return msgspec.json.decode(row[column], type=kind)

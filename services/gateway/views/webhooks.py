@@ -10,6 +10,7 @@ from sqlalchemy import ARRAY
 
 from libs.events import (
     Recorded,
+    UserDeleted,
     WebhookCreated,
     WebhookDeleted,
     WebhookDelivered,
@@ -89,6 +90,8 @@ def project(recorded: Recorded) -> Iterator[Operation]:
             yield Change(webhooks, id, {"delivered": up_to, "version": recorded.seq})
         case WebhookDeleted(webhook_id=id):
             yield Drop(webhooks, "id", [id])
+        case UserDeleted(user_id=id):  # they were of his own workspace, which has his id
+            yield Drop(webhooks, "tenant", [id])
         case _:
             return
 

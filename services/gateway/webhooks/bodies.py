@@ -22,20 +22,20 @@ PING = "webhook.test"
 
 
 def contract_name(recorded: Recorded) -> tuple[str, str]:
-    """The document's name for a fact, and the kind of job that it must be of ("" for any); ("", "") when the document has none."""
+    """The document's name for a fact, and the kinds of job that it must be of ("" for any); ("", "") when the document has none."""
     match recorded.event:
         case TrainingStarted(attempt=1):
-            return "training.started", ""
+            return "training.started", "train"
         case TrainingProgressed():
-            return "training.progress", ""
+            return "training.progress", "train"
         case TrainingCompleted():
-            return "training.completed", ""
+            return "training.completed", "train"
         case TrainingFailed():
-            return "training.failed", ""
+            return "training.failed", "train"
         case PreparationFailed():
             return "training.failed", "train"
         case PreparationCompleted():
-            return "dataset.processed", "ingest"
+            return "dataset.processed", "ingest prepare"
         case _:
             return "", ""
 

@@ -8,6 +8,7 @@ from asyncpg.pool import PoolConnectionProxy
 from libs.events import (
     Recorded,
     TrainingProgressed,
+    UserDeleted,
     WebhookCreated,
     WebhookDeleted,
     WebhookDelivered,
@@ -33,7 +34,7 @@ async def mark(session: asyncpg.Connection, *, last: int) -> int:
 async def fan_out(session: asyncpg.Connection, facts: Sequence[Recorded], *, mark: int) -> None:
     await _note_milestones(session, facts)
     for recorded in facts:
-        if recorded.envelope.type.startswith("webhook."):
+        if recorded.envelope.type.startswith(("webhook.", "user.deleted")):
             await _endpoint(session, recorded, live=recorded.seq > mark)
     if found := [candidate for recorded in facts if recorded.seq > mark and (candidate := _candidate(recorded))]:
         await _deliver(session, found)
@@ -71,7 +72,7 @@ async def _deliver(session: "asyncpg.Connection | PoolConnectionProxy", found: l
                join webhooks w on w.id = e.id and w.active
               where case w.format when 'cloudevents' then f.type else f.name end like any (w.patterns)
                 and (w.format = 'cloudevents' or f.name <> ''
-                     and (f.kind = '' or exists (select from jobs j where j.id = f.job_id and j.kind = f.kind))
+                     and (f.kind = '' or exists (select from jobs j where j.id = f.job_id and j.kind = any (string_to_array(f.kind, ' '))))
                      and (f.name <> 'training.progress' or exists (select from core.webhook_milestones m where m.seq = f.seq)))
              on conflict (endpoint, seq) do update set state = 'pending', attempts = 0 where $7 is not null
              returning endpoint, seq),
@@ -110,8 +111,9 @@ async def _endpoint(session: asyncpg.Connection, recorded: Recorded, *, live: bo
     match recorded.event:
         case WebhookCreated(webhook_id=id):
             await session.execute(
-                """insert into core.webhook_endpoints (id, tenant, since, cursor, newest, reported) values ($1, $2, $3, $3, $3, $3)
-                   on conflict do nothing""",
+                """insert into core.webhook_endpoints (id, tenant, since, cursor, newest, reported) select $1, $2, $3, $3, $3, $3
+                    where not exists (select from core.event_log where aggregate = concat($2::text, '/', $2) and subject like 'sec.%.user.deleted.%')
+                   on conflict do nothing""",  # a token is believed for a moment longer than its user is there
                 id,
                 recorded.tenant,
                 recorded.seq,
@@ -145,6 +147,8 @@ async def _endpoint(session: asyncpg.Connection, recorded: Recorded, *, live: bo
             await session.execute("update core.webhook_endpoints set cursor = $2, reported = $2 where id = $1", id, up_to)
         case WebhookDeleted(webhook_id=id):
             await session.execute("delete from core.webhook_endpoints where id = $1", id)
+        case UserDeleted(user_id=id):
+            await session.execute("delete from core.webhook_endpoints where tenant = $1", id)
         case _:
             return
 

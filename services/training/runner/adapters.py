@@ -155,6 +155,13 @@ def off(model: nn.Module) -> Iterator[None]:
             layer.scaling[ADAPTER] = scale
 
 
+def added(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """What another run has learned becomes part of the weights, in their own type."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return PeftModel.from_pretrained(model, str(folder), use_safetensors=True).merge_and_unload()  # pyright: ignore[reportReturnType]
+
+
 def blank(model: PeftModel) -> None:
     for layer in _layers(model):
         for weights in (layer.lora_A, layer.lora_B):

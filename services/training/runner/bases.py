@@ -20,7 +20,7 @@ from services.training.frames import RunSpec
 
 from . import tiny
 from .examples import Examples
-from .outcome import Failure, Unreachable
+from .outcome import Failure, Unreachable, ran_out_of_memory
 
 SMALL = ["*.json", "*.jinja", "*.txt", "*.model", "tokenizer*"]
 """All but the weights."""
@@ -42,14 +42,19 @@ Progress = Callable[[int, int], None]
 class Base:
     """A model in a folder of this machine. `name` is what people call it, and what adapters are told they belong to."""
 
-    def __init__(self, name: str, folder: Path, *, revision: str = "", smoke: bool = False, warnings: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, name: str, folder: Path, *, revision: str = "", smoke: bool = False, warnings: tuple[str, ...] = (), tokenizer: Path | None = None
+    ) -> None:
+        """The tokenizer is in a folder of its own where a later run has brought it along."""
         self.name = name
         self.folder = folder
         self.revision = revision
         self.smoke = smoke
         self.warnings = warnings
         self.config = _loaded(name, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True))
-        self.tokenizer: PreTrainedTokenizerBase = _loaded(name, lambda: AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True))
+        self.tokenizer: PreTrainedTokenizerBase = _loaded(
+            name, lambda: AutoTokenizer.from_pretrained(tokenizer or folder, trust_remote_code=False, local_files_only=True)
+        )
 
 
 def find(spec: RunSpec) -> Base:
@@ -57,9 +62,9 @@ def find(spec: RunSpec) -> Base:
     tuning = spec.tuning
     cache = Path(spec.cache or os.path.join(spec.folder, "cache"))
     if not tuning.smoke:
-        folder = _folder(tuning, cache, SMALL)
+        folder = _root(spec, cache, SMALL)
         _check(tuning.base_model, folder)
-        return Base(tuning.base_model, folder, revision=tuning.revision)
+        return Base(tuning.base_model, folder, revision=tuning.revision, tokenizer=_youngest(spec))
     return _smoke(spec, cache)
 
 
@@ -67,10 +72,12 @@ def fetch_weights(base: Base, spec: RunSpec, progress: Progress) -> None:
     """`progress` is told the bytes that are there, and of how many."""
     if base.smoke:
         return
-    base.folder = _folder(spec.tuning, Path(spec.cache or os.path.join(spec.folder, "cache")), WEIGHTS, progress)
+    base.folder = _root(spec, Path(spec.cache or os.path.join(spec.folder, "cache")), WEIGHTS, progress)
     if not any(base.folder.glob("*.safetensors")):
         raise Failure("model", f"{base.name} has no weights in the format safetensors. Pickle files run code when they are read, so they are never loaded.")
     _check_weight(base)
+    if adapters := [folder for folder, ancestor in zip(_ancestors(spec), spec.tuning.ancestors, strict=True) if ancestor.method != "full"]:
+        base.folder = _stacked(base, adapters, Path(spec.folder, "base"))
 
 
 def check_vocabulary(base: Base, learned: Examples) -> None:
@@ -93,6 +100,44 @@ def _check_weight(base: Base) -> None:
     stored = sum(file.stat().st_size for file in base.folder.glob("*.safetensors"))
     if least > DENSEST * stored:
         raise Failure("model", f"The configuration of {base.name} asks for at least {least:,} weights, but its files have {stored:,} bytes only.")
+
+
+def _root(spec: RunSpec, cache: Path, patterns: list[str], progress: Progress = lambda done, total: None) -> Path:
+    """Where the weights are that everything else was added to."""
+    tuning = spec.tuning
+    if not tuning.ancestors:
+        return _folder(tuning, cache, patterns, progress)
+    if tuning.ancestors[0].method == "full":
+        return _ancestors(spec)[0]
+    return _folder(msgspec.structs.replace(tuning, base_model=tuning.root, revision=tuning.root_revision), cache, patterns, progress)
+
+
+def _ancestors(spec: RunSpec) -> list[Path]:
+    """The runs that a base of our own is made of, the oldest first."""
+    return [Path(spec.folder, f"ancestor-{n}") for n in range(len(spec.tuning.ancestors))]
+
+
+def _youngest(spec: RunSpec) -> Path | None:
+    return next(reversed(_ancestors(spec)), None)
+
+
+def _stacked(base: Base, adapters: list[Path], place: Path) -> Path:
+    """One after the other becomes part of the weights, in the type that those are stored in: never onto 4 bits, whatever is trained then."""
+    from . import adapters as peft  # it imports bitsandbytes, which a forkserver mustn't
+
+    options: dict[str, Any] = {"dtype": "auto", "trust_remote_code": False, "use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+    model, info = _from_folder(base, options)
+    if missing := sorted(info["missing_keys"]):
+        raise Failure("model", f"{base.name} lacks weights that its configuration asks for, {missing[0]} among {len(missing)}.")
+    for folder in adapters:
+        try:
+            model = peft.added(model, folder)
+        except Exception as error:
+            if ran_out_of_memory(error):
+                raise
+            raise Failure("model", f"{base.name} can't be put together ({type(error).__name__}): {str(error).strip()[:500]}") from error
+    model.save_pretrained(place, max_shard_size="4GB")
+    return place
 
 
 def _folder(tuning: FineTune, cache: Path, patterns: list[str], progress: Progress = lambda done, total: None) -> Path:
@@ -133,7 +178,9 @@ def _downloaded(name: str, revision: str, cache: Path, patterns: list[str], prog
     except RevisionNotFoundError as error:
         raise Failure("model", f"The model {name} has no revision {revision}.") from error
     except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
-        raise Unreachable("model", f"{name} is not on this machine, and the hub at {hub} can't be reached or doesn't answer ({type(error).__name__}).") from error
+        raise Unreachable(
+            "model", f"{name} is not on this machine, and the hub at {hub} can't be reached or doesn't answer ({type(error).__name__})."
+        ) from error
 
 
 def _bar(progress: Progress) -> type[tqdm]:
@@ -258,9 +305,9 @@ def _smoke(spec: RunSpec, cache: Path) -> Base:
     tuning = spec.tuning
     warnings: tuple[str, ...] = ("This is a smoke run: the base model was replaced by a tiny random one, so the weights are worthless.",)
     try:
-        real = _folder_for_smoke(tuning, cache)
+        real = _folder_for_smoke(spec, cache)
         _check(tuning.base_model, real)
-        base = Base(tuning.base_model, real, revision=tuning.revision)
+        base = Base(tuning.base_model, real, revision=tuning.revision, tokenizer=_youngest(spec))
         model = _random(shrunk(base.config, len(base.tokenizer)))
     except Failure as failure:
         if "auto_map" in failure.message:
@@ -274,10 +321,11 @@ def _smoke(spec: RunSpec, cache: Path) -> Base:
     return Base(tuning.base_model, place, revision=tuning.revision, smoke=True, warnings=warnings)
 
 
-def _folder_for_smoke(tuning: FineTune, cache: Path) -> Path:
+def _folder_for_smoke(spec: RunSpec, cache: Path) -> Path:
+    tuning = spec.tuning
     if tuning.base_model.startswith("/") and Path(tuning.base_model, "config.json").is_file():
         return Path(tuning.base_model)  # the weights needn't be there
-    return _folder(tuning, cache, SMALL)
+    return _root(spec, cache, SMALL)
 
 
 def _random(config: PretrainedConfig) -> PreTrainedModel:

@@ -14,6 +14,7 @@ from typing import NoReturn
 import msgspec
 
 from libs.runtime import orphan
+from services.training.disk import DISK_FULL, is_disk_full
 from services.training.frames import Checkpoint, Failed, Frame, Hello, RunSpec, Stopped
 
 from . import machine
@@ -38,9 +39,9 @@ def _end(spec: RunSpec, tell: Callable[[Frame], None], wishes: Wishes) -> Frame:
     try:
         settle(spec)
         tell(Hello(pid=os.getpid(), device=machine.name(spec.device), versions=machine.versions()))
-        from services.training.trainers import llm  # a broken installation is a failed run, not a silent child
+        from services.training.trainers import llm, merge  # a broken installation is a failed run, not a silent child
 
-        return llm.train(spec, tell, wishes)
+        return merge.merge(spec, tell, wishes) if spec.merge else llm.train(spec, tell, wishes)
     except Stop:
         return Stopped(step=0)
     except Failure as failure:
@@ -49,6 +50,8 @@ def _end(spec: RunSpec, tell: Callable[[Frame], None], wishes: Wishes) -> Frame:
         traceback.print_exc()
         if ran_out_of_memory(error):
             return Failed(code="oom", message=f"The {spec.device} ran out of memory. Take a smaller model, max_seq_length or lora_r, or the method qlora.")
+        if is_disk_full(error):
+            return Failed(code="disk_full", message=DISK_FULL)
         return Failed(code="internal", message=plain(f"{type(error).__name__}: {error}")[:LONGEST_MESSAGE])
 
 

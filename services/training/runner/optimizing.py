@@ -111,7 +111,7 @@ def _made(tuning: FineTune, groups: list[dict[str, Any]]) -> torch.optim.Optimiz
 
 def _in_8_bits(groups: list[dict[str, Any]], tuning: FineTune, *, paged: bool) -> torch.optim.Optimizer:
     try:
-        from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit  # it asks CUDA about devices, which a forkserver mustn't
+        from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit  # it asks CUDA about devices, which a forkserver mustn't
     except (ImportError, OSError, RuntimeError) as error:
         raise Failure("model", f"The optimizer {tuning.optimizer} needs bitsandbytes, which can't be used here ({error}): take adamw.") from error
     return (PagedAdamW8bit if paged else AdamW8bit)(groups, lr=tuning.learning_rate)

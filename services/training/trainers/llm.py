@@ -442,6 +442,7 @@ class Run:
         return {
             "model": self.base.name,
             "revision": self.base.revision,
+            **({"built_on": [one.job_id for one in self.spec.tuning.ancestors], "root": self.spec.tuning.root} if self.spec.tuning.ancestors else {}),
             "smoke": self.base.smoke,
             "method": self.spec.tuning.method,
             "parameters": machine.parameters(self.causal.model),

@@ -203,7 +203,7 @@ class Seen:
         for operation in job_views.project(recorded):
             self._row |= job_views.columns(operation)
         match recorded.event:
-            case TrainingProgressed() as event:
+            case TrainingProgressed(doing="") as event:
                 self._total = event.total_steps
                 metrics = event.metrics
                 self._reach(Step(step=event.step, train_loss=metrics.get("train_loss"), learning_rate=metrics.get("learning_rate"), epoch=event.epoch))

@@ -7,7 +7,7 @@ import asyncpg
 import msgspec
 from litestar import Response, get, post
 from litestar.di import NamedDependency
-from litestar.params import FromPath
+from litestar.params import FromPath, JSONBody
 
 from libs.events import ExportedFile
 from libs.storage import Storage
@@ -18,12 +18,17 @@ from services.gateway.api.finetuneflow.words import STATUS
 from services.gateway.api.requests import AnyRequest, answered, fingerprint, new_id, origin, tenant
 from services.gateway.commands import Commands
 from services.gateway.domain.errors import NotFound
-from services.gateway.domain.project import ExportRun
+from services.gateway.domain.project import ExportRun, in_hand
 from services.gateway.views import jobs, runs
 
 ZIP = "finetuneflow_export.zip"
 FIRST = ["adapter_model.safetensors", "adapter_config.json", "training_config.json", "metrics.json", "report.md"]
 """As the document lists them; the others come behind."""
+
+
+class ExportAsked(msgspec.Struct, kw_only=True):
+    merged: bool = False
+    """The whole model too, its adapter merged into the base model; in a folder `merged`."""
 
 
 class ExportQueued(msgspec.Struct, kw_only=True):
@@ -43,12 +48,17 @@ class FilesOut(msgspec.Struct, kw_only=True):
 
 @post("/projects/{project_id:uuid}/export", status_code=202, summary="Export the latest successful run")
 async def start_export(
-    request: AnyRequest, project_id: FromPath[UUID], db: NamedDependency[asyncpg.Pool], commands: NamedDependency[Commands]
+    request: AnyRequest,
+    project_id: FromPath[UUID],
+    db: NamedDependency[asyncpg.Pool],
+    commands: NamedDependency[Commands],
+    data: JSONBody[ExportAsked | None] = None,
 ) -> Response[ExportQueued]:
-    """404 before any run has succeeded. While the same run is being exported already, that job is the answer."""
-    command = ExportRun(project_id=str(project_id), job_id=new_id(request), request=fingerprint(None))
+    """404 before any run has succeeded. While the same run is being exported already, and with a merged model where one is wanted, that job is the answer."""
+    merged = data is not None and data.merged
+    command = ExportRun(project_id=str(project_id), job_id=new_id(request), merged=merged, request=fingerprint(data if merged else None))
     outcome = await commands.run(command, origin=origin(request))
-    job_id = command.job_id if command.job_id in outcome.state.works else outcome.state.exporting
+    job_id = command.job_id if command.job_id in outcome.state.works else in_hand(outcome.state, merged=merged)
     row = None if outcome.events else await jobs.get(db, tenant(request), job_id)
     return answered(outcome, ExportQueued(job_id=job_id, status=STATUS[row.shown] if row else "queued"), status=202)
 
@@ -81,7 +91,20 @@ async def download_one(
     return await _download(request, storage, await _exported(request, project_id, db, commands), filename)
 
 
-handlers: list[Any] = [start_export, list_exported, download_all, download_one]
+@get("/projects/{project_id:uuid}/export/download/merged/{filename:str}", summary="One file of the latest export's merged model", responses=downloads.ANSWERS)
+async def download_merged(
+    request: AnyRequest,
+    project_id: FromPath[UUID],
+    filename: FromPath[str],
+    db: NamedDependency[asyncpg.Pool],
+    commands: NamedDependency[Commands],
+    storage: NamedDependency[Storage],
+) -> Response[Any]:
+    """Ranges and conditional requests work."""
+    return await _download(request, storage, await _exported(request, project_id, db, commands), f"merged/{filename}")
+
+
+handlers: list[Any] = [start_export, list_exported, download_all, download_one, download_merged]
 
 
 async def _exported(request: AnyRequest, project_id: UUID, db: asyncpg.Pool, commands: Commands) -> list[ExportedFile]:
@@ -92,7 +115,7 @@ async def _download(request: AnyRequest, storage: Storage, files: list[ExportedF
     found: Content = zipping.layout(files) if files and filename == ZIP else [file.content for file in files if file.name == filename]
     if not found:
         raise NotFound(what="File", id=filename)
-    return await downloads.send(request, storage, found, filename=filename)
+    return await downloads.send(request, storage, found, filename=filename.rpartition("/")[2])
 
 
 def _place(file: ExportedFile) -> tuple[int, str]:

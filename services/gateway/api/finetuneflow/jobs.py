@@ -10,14 +10,14 @@ from litestar import Response, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, QueryParameter
 
-from libs.events import Address, JobCreated
 from libs.events.log import EventLog
+from services.gateway.api.asked import as_asked
 from services.gateway.api.finetuneflow.projects import known
 from services.gateway.api.finetuneflow.words import STATUS, SYNONYMS, TYPES, Queued, eta, progress, stamp, stamp_or_none
 from services.gateway.api.problems import Refused
 from services.gateway.api.requests import AnyRequest, Limit, Offset, answered, origin, tenant
 from services.gateway.commands import Commands
-from services.gateway.domain.errors import IdempotencyKeyReused, NotFound
+from services.gateway.domain.errors import NotFound
 from services.gateway.domain.jobs import CancelJob, Job
 from services.gateway.domain.project import ChunkDocuments, GenerateExamples
 from services.gateway.views import jobs
@@ -111,15 +111,6 @@ async def cancel_job(request: AnyRequest, job_id: FromPath[UUID], commands: Name
 _KINDS = {type: kind for kind, type in TYPES.items()}
 
 handlers: list[Any] = [list_jobs, get_job, cancel_job]
-
-
-async def as_asked(log: EventLog, tenant: str, job_id: str, request: str) -> JobCreated:
-    """As the log has it: of a repeated request it is what the first one made, and another one under the same key is refused."""
-    (fact,) = await log.read(Address(tenant=tenant, category="job", key=(job_id,)).under("created"))
-    assert isinstance(fact.event, JobCreated)
-    if fact.event.request != request:
-        raise IdempotencyKeyReused(id=job_id)
-    return fact.event
 
 
 async def enqueued(request: AnyRequest, commands: Commands, log: EventLog, command: ChunkDocuments | GenerateExamples, *, message: str) -> Response[Queued]:

@@ -10,7 +10,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from msgspec import UNSET, Meta, UnsetType
 
-from services.gateway.api.finetuneflow.words import stamp, word
+from services.gateway.api.finetuneflow.words import stamp, stamp_of_text, word
 from services.gateway.api.problems import Refused
 from services.gateway.api.requests import AnyRequest, Limit, Offset, answered, fingerprint, if_match, new_id, origin, tenant, tenants
 from services.gateway.commands import Commands
@@ -176,8 +176,8 @@ def _from_row(row: projects.Row) -> ProjectOut:
         model_info=msgspec.json.decode(row.model_info) if row.model_info else None,
         status=projects.status(row),
         config=row.config,
-        created_at=stamp(row.created_at),
-        updated_at=stamp(row.updated_at),
+        created_at=stamp_of_text(row.created_at),
+        updated_at=stamp_of_text(row.updated_at),
         stats=Stats(file_count=row.file_count, chunk_count=row.chunk_count, example_count=row.example_count, last_job_status=word(row.last_job_status)),
     )
 

@@ -1,7 +1,5 @@
 """Training: started, looked at and cancelled."""
 
-import asyncio
-from contextlib import aclosing
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from typing import Any, Literal, get_type_hints
@@ -15,29 +13,29 @@ from litestar.params import FromPath, JSONBody
 from msgspec import UNSET, UnsetType
 
 from libs.config import Gateway
-from libs.events import FineTune, JobCreated, decode
+from libs.events import FineTune, JobCreated
 from libs.events.log import EventLog
+from libs.storage import Storage
+from services.gateway import trained
+from services.gateway.api.asked import as_asked
 from services.gateway.api.charges import starter
-from services.gateway.api.finetuneflow.jobs import as_asked
 from services.gateway.api.finetuneflow.projects import known
 from services.gateway.api.finetuneflow.words import STATUS, eta, progress, stamp_or_none
 from services.gateway.api.problems import Refused, with_choices
 from services.gateway.api.requests import AnyRequest, answered, fingerprint, new_id, origin, tenant
+from services.gateway.api.stopping import stop
 from services.gateway.commands import Commands
-from services.gateway.domain import jobs
-from services.gateway.domain.errors import JobEnded, NotFound
-from services.gateway.domain.jobs import CancelJob, Job, Status, run_id
-from services.gateway.domain.project import Project, StartTraining
+from services.gateway.domain.errors import JobEnded, ModelNotUsable, NotFound
+from services.gateway.domain.jobs import Job, Status, run_id
+from services.gateway.domain.project import OwnBase, Project, StartTraining
+from services.gateway.hub import NoSuchModel
 from services.gateway.live import Live
 from services.gateway.presets import Preset, presets
-from services.gateway.views import runs
+from services.gateway.views import projects, runs
 from services.gateway.views.runs import Run
 
-CANCELLED_WITHIN = 5.0
-_SEEN = 2.0
-"""Seconds that the answer waits for the views besides: who reads that his run has ended may start another at once."""
-
-HYPERPARAMS = tuple(field for field in FineTune.__struct_fields__ if field not in ("base_model", "revision", "method", "preset", "smoke"))
+NOT_ASKED_FOR = ("base_model", "revision", "ancestors", "root", "root_revision", "method", "preset", "smoke")
+HYPERPARAMS = tuple(field for field in FineTune.__struct_fields__ if field not in NOT_ASKED_FOR)
 SYNONYMS = {
     "rank": "lora_r",
     "r": "lora_r",
@@ -138,7 +136,9 @@ async def start_training(
     project_id: FromPath[UUID],
     data: JSONBody[TrainStart],
     commands: NamedDependency[Commands],
+    db: NamedDependency[asyncpg.Pool],
     log: NamedDependency[EventLog],
+    storage: NamedDependency[Storage],
     settings: NamedDependency[Gateway],
 ) -> Response[TrainQueued]:
     """Files that are still being read are waited for. 409 while another run of the project is queued or running, 402 where the run costs more credits than you have."""
@@ -147,6 +147,7 @@ async def start_training(
         project_id=str(project_id),
         job_id=job_id,
         **wanted(data),
+        own=await own_base(str(project_id), tenant(request), db=db, log=log, storage=storage, commands=commands, smoke=settings.smoke),
         smoke=settings.smoke,
         request=request_,
         starter=starter(request, settings, "finetuneflow"),
@@ -175,13 +176,9 @@ async def cancel_training(request: AnyRequest, project_id: FromPath[UUID], comma
     if not project.run:
         return _NOTHING
     try:
-        outcome = await commands.run(CancelJob(job_id=project.run, reason="cancelled by its owner"), origin=origin(request))
+        job = await stop(project.run, reason="cancelled by its owner", commands=commands, live=live, about=origin(request))
     except JobEnded:
         return _NOTHING
-    if outcome.state.status.ended:
-        return _NOTHING
-    job, told = await _end(live, here, outcome.state)
-    await commands.visible(told, patience=_SEEN)
     return _came_to(job)
 
 
@@ -196,6 +193,20 @@ def wanted(data: TrainStart) -> dict[str, Any]:
     method = data.method or (preset.method if preset else "qlora")
     given = (understood(preset.hyperparams, method) if preset else {}) | understood(data.hyperparams, method)
     return {"method": method, "preset": data.preset or "", "hyperparams": given}
+
+
+async def own_base(project_id: str, tenant: str, *, db: asyncpg.Pool, log: EventLog, storage: Storage, commands: Commands, smoke: bool) -> OwnBase | None:
+    """What the project's base is made of, where it was trained here and is there still."""
+    project, _ = await commands.newest(Project, project_id, tenant=tenant, known=await projects.load(db, tenant, project_id))
+    if project is None or not trained.is_own(project.base_model_id):
+        return None
+    try:
+        found = await trained.find(project.base_model_id, tenant=tenant, db=db, log=log, storage=storage, commands=commands, smoke=smoke)
+    except NoSuchModel:
+        return None
+    if not found.model.info.valid:
+        raise ModelNotUsable(base_model_id=project.base_model_id, reason="; ".join(found.model.info.warnings))
+    return found.base
 
 
 def _preset(name: str) -> Preset:
@@ -276,23 +287,6 @@ def _seen(run: Run, *, now: datetime) -> TrainStatus:
         hyperparams={name: run.spec[name] for name in HYPERPARAMS if name in run.spec},
         checkpoint_step=run.checkpoint_step,
     )
-
-
-async def _end(live: Live, tenant: str, asked: Job) -> tuple[Job, int]:
-    """The job as it is once it has ended, or when the patience for that is over; and the position of what was told of it last."""
-    job: Job | None = None
-    told = 0
-    try:
-        async with asyncio.timeout(CANCELLED_WITHIN), aclosing(live.watch(tenant, after=0, about=asked.id)) as story:
-            async for raw in story:
-                if raw is None:
-                    continue
-                job, told = jobs.evolve(job, decode(raw.data, seq=raw.seq, subject=raw.subject)), raw.seq
-                if job is not None and job.status.ended:
-                    break
-    except TimeoutError:
-        pass
-    return job or asked, told
 
 
 def _came_to(job: Job) -> Cancelled:

@@ -58,5 +58,10 @@ def stamp(at: datetime) -> str:
     return f"{text[1:24]}Z" if text[20] == "." else f"{text[1:20]}.000Z"
 
 
+def stamp_of_text(at: str) -> str:
+    """Of a time as PostgreSQL writes it, in UTC: it leaves zeros at the end away."""
+    return f"{at[:10]}T{at[11:19]}.{at[20:-3]:0<3.3}Z"
+
+
 def stamp_or_none(at: datetime | None) -> str | None:
     return stamp(at) if at else None

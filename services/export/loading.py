@@ -1,0 +1,73 @@
+"""How to load what was exported: programs that run as they stand, for the report and for the model card."""
+
+import json
+import re
+from collections.abc import Iterator
+
+from libs.tiny import BASE
+
+from .documents import base_revision
+from .markdown import text
+from .run import Run
+from .wording import block
+
+CHAT_TEMPLATE = "chat_template.jinja"
+PLAIN_NAME = re.compile(r"[A-Za-z0-9./~][A-Za-z0-9._/~-]{0,299}")
+"""Can stand in a command or in Python as it is."""
+_IN_A_CHAT = (
+    'asked = [{"role": "user", "content": "Hello! Who are you?"}]',
+    'inputs = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_dict=True, return_tensors="pt").to(model.device)',
+)
+_IN_PLAIN_TEXT = ('inputs = tokenizer("Once upon a time", return_tensors="pt").to(model.device)',)
+_ASKED = (
+    'said = model.generate(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], max_new_tokens=64, do_sample=False)',
+    'print(tokenizer.decode(said[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
+)
+
+
+def adapter(run: Run) -> Iterator[str]:
+    base = run.tuning.base_model if PLAIN_NAME.fullmatch(run.tuning.base_model) else "BASE_MODEL"
+    found = base_revision(run)
+    revision = f"revision={json.dumps(found)}, " if PLAIN_NAME.fullmatch(found) else ""
+    commit = f" at commit {text(found)}" if found else ""
+    yield f"Put the files of this export into a folder `adapter`. The base model, {text(run.tuning.base_model)}{commit}, is not part of the export."
+    if run.tuning.base_model == BASE:
+        yield (
+            "It is the tiny model with random weights that ships with this platform, made by whoever trains it, and on no hub: give its folder in place of its name "
+            "(`models/tiny-llama-1` in the platform's home, or wherever TRAINYARD_MODELS_FOLDER says)."
+        )
+    yield block(
+        "python",
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'tokenizer = AutoTokenizer.from_pretrained("adapter")',
+        f'base = AutoModelForCausalLM.from_pretrained("{base}", {revision}dtype="auto")',
+        'model = PeftModel.from_pretrained(base, "adapter")',
+        *_question(run),
+    )
+    rank = f" --max-lora-rank {run.tuning.lora_r}" if run.tuning.lora_r > 16 else ""
+    yield block("sh", f"vllm serve {base} --enable-lora{rank} --lora-modules adapter=./adapter")
+    if not run.merged:
+        yield (
+            'To have it merged, export it with `{"merged": true}`. To merge it yourself, load the base in 16 bits, as above, and call '
+            "`model.merge_and_unload(safe_merge=True)`. Never merge onto a quantised base: rounding takes away a part of what was learned."
+        )
+
+
+def whole(run: Run, folder: str) -> Iterator[str]:
+    where = f"The folder `{folder}` of this export is" if run.merged else f"Put the files of this export into a folder `{folder}`. They are"
+    yield f"{where} the whole model, which needs no peft and no other model."
+    yield block(
+        "python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f'tokenizer = AutoTokenizer.from_pretrained("{folder}")',
+        f'model = AutoModelForCausalLM.from_pretrained("{folder}", dtype="auto")',
+        *_question(run),
+    )
+    yield block("sh", f"vllm serve ./{folder}")
+
+
+def _question(run: Run) -> tuple[str, ...]:
+    return ("", *(_IN_A_CHAT if CHAT_TEMPLATE in run.completed.artifacts else _IN_PLAIN_TEXT), *_ASKED)

@@ -1,0 +1,314 @@
+"""Training: a model is fitted to a data set, looked at and stopped."""
+
+import math
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import asyncpg
+import msgspec
+from litestar import Response, get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, JSONBody
+from msgspec import Meta
+
+from libs.config import Gateway
+from libs.events import Fit
+from libs.events.log import EventLog
+from services.gateway.api.asked import as_asked
+from services.gateway.api.charges import starter
+from services.gateway.api.deep_learning.words import STATUS, stamp, stamp_or_none
+from services.gateway.api.hyperparams import Hyperparams
+from services.gateway.api.problems import Refused
+from services.gateway.api.requests import AnyRequest, answered, caller, fingerprint, need, new_id, origin, tenant, tenants
+from services.gateway.api.stopping import stop
+from services.gateway.commands import Commands
+from services.gateway.domain.dataset import StartFit
+from services.gateway.domain.errors import JobEnded, NotFound
+from services.gateway.domain.jobs import Job, Status
+from services.gateway.domain.quota import CONCURRENT
+from services.gateway.domain.workspace import CHANGE
+from services.gateway.live import Live
+from services.gateway.places import KINDS, Places
+from services.gateway.views import datasets, models
+from services.gateway.views.models import FitRow
+
+MODEL_TYPES = ("gradient_boosting", "mlp", "resnet18", "resnet34", "resnet50", "resnet101", "vit", "convnext")
+"""Besides ids of image classifiers on the model hub."""
+IMAGES_ONLY = ("vit", "convnext")
+TABLES_ONLY = ("gradient_boosting", "mlp")
+
+HYPERPARAMETERS = Hyperparams(
+    spec=Fit,
+    names=tuple(field for field in Fit.__struct_fields__ if field not in ("trainer", "model_type", "smoke", "validation_split", "patience", "monitor")),
+    synonyms={
+        "lr": "learning_rate",
+        "unet_lr": "learning_rate",
+        "per_device_batch_size": "batch_size",
+        "train_batch_size": "batch_size",
+        "num_epochs": "epochs",
+        "max_train_epochs": "epochs",
+        "n_estimators": "epochs",
+        "num_boost_round": "epochs",
+        "optim": "optimizer",
+        "lr_scheduler": "scheduler",
+        "lr_scheduler_type": "scheduler",
+    },
+    choices={"scheduler": {"none": "constant"}},
+)
+IMAGES = {"learning_rate": 5e-5, "batch_size": 8, "epochs": 3}
+"""Where nobody says otherwise, of what is only for images."""
+PATIENCE = {True: 5, False: 10}
+
+Monitor = Literal["val_loss", "val_accuracy", "val_f1", "val_mae", "val_rmse", "val_r2"]
+
+
+class EarlyStopping(msgspec.Struct, kw_only=True):
+    enabled: bool = True
+    patience: Annotated[int, Meta(ge=1, le=10_000)] | None = None
+    monitor: Monitor = "val_loss"
+
+
+class TrainingStart(msgspec.Struct, kw_only=True):
+    dataset_id: UUID
+    model_type: Annotated[str, Meta(min_length=1, max_length=300)]
+    hyperparameters: dict[str, Any] = {}
+    validation_split: Annotated[float, Meta(gt=0, lt=1)] = 0.2
+    early_stopping: EarlyStopping = msgspec.field(default_factory=EarlyStopping)
+
+
+class TrainingQueued(msgspec.Struct, kw_only=True):
+    """`estimated_time` in seconds: as runs of this kind took so far, else by the size of the data set."""
+
+    job_id: str
+    status: str
+    created_at: str
+    estimated_time: int
+    model_type: str
+    hyperparameters: dict[str, Any]
+    """All that the run will use, under the names that were sent."""
+
+
+class TrainingStatus(msgspec.Struct, kw_only=True):
+    job_id: str
+    status: str
+    progress: int
+    current_epoch: int
+    total_epochs: int
+    metrics: dict[str, float | None]
+    started_at: str | None
+    elapsed_time: int
+    remaining_time: int | None
+    """In seconds, as the run goes now; null while nothing is known."""
+    completed_at: str | None
+    dataset_id: str
+    model_id: str | None
+    message: str
+    error: str | None
+
+
+class TrainingResults(msgspec.Struct, kw_only=True):
+    """`training_history` has one entry for each epoch; `report` what else was measured: the confusion matrix, the importance of the features."""
+
+    job_id: str
+    status: str
+    model_id: str | None
+    final_metrics: dict[str, float | None]
+    training_history: dict[str, list[float | None]]
+    duration: int
+    completed_at: str
+    report: dict[str, Any]
+
+
+class TrainingStopped(msgspec.Struct, kw_only=True):
+    job_id: str
+    status: str
+    message: str
+
+
+@post("/training/start", status_code=201, summary="Fit a model to a data set")
+async def start_training(
+    request: AnyRequest,
+    data: JSONBody[TrainingStart],
+    db: NamedDependency[asyncpg.Pool],
+    commands: NamedDependency[Commands],
+    log: NamedDependency[EventLog],
+    places: NamedDependency[Places],
+    settings: NamedDependency[Gateway],
+) -> Response[TrainingQueued]:
+    """A data set that is still being processed is waited for. Five of your runs may be queued or running at once: a sixth is a 429."""
+    place = await _place(request, str(data.dataset_id), places)
+    fit = _fit(data, smoke=settings.smoke)
+    row = await datasets.get(db, place, str(data.dataset_id))
+    await _suits(db, row, fit.model_type)
+    job_id, asked = new_id(request), fingerprint(data)
+    command = StartFit(
+        dataset_id=str(data.dataset_id), job_id=job_id, fit=fit, request=asked, starter=starter(request, settings, "deep-learning-platform", most=CONCURRENT)
+    )
+    outcome = await commands.run(command, origin=origin(request, place=place))
+    created = await as_asked(log, place, job_id, asked)
+    queued = TrainingQueued(
+        job_id=job_id,
+        status="queued",
+        created_at=stamp(outcome.events[-1].at if outcome.events else datetime.now(UTC)),
+        estimated_time=await _estimate(request, db, fit, row),
+        model_type=fit.model_type,
+        hyperparameters=HYPERPARAMETERS.echoed(created.spec, data.hyperparameters),
+    )
+    return answered(outcome, queued, status=201, location=f"/training/status/{job_id}")
+
+
+@get("/training/status/{job_id:uuid}", summary="How a run is doing")
+async def training_status(
+    request: AnyRequest, job_id: FromPath[UUID], db: NamedDependency[asyncpg.Pool], commands: NamedDependency[Commands]
+) -> TrainingStatus:
+    now = datetime.now(UTC)
+    if row := await models.fit(db, tenant(request), str(job_id)):
+        return _status(row, now)
+    state = await _known(request, job_id, commands)
+    return TrainingStatus(
+        job_id=state.id,
+        status=STATUS[state.status],
+        progress=0,
+        current_epoch=0,
+        total_epochs=0,
+        metrics={},
+        started_at=None,
+        elapsed_time=0,
+        remaining_time=None,
+        completed_at=None,
+        dataset_id="",
+        model_id=None,
+        message="",
+        error=None,
+    )
+
+
+@get("/training/results/{job_id:uuid}", summary="What a run came to")
+async def training_results(
+    request: AnyRequest, job_id: FromPath[UUID], db: NamedDependency[asyncpg.Pool], commands: NamedDependency[Commands]
+) -> TrainingResults:
+    """409 before it has completed."""
+    row = await models.fit(db, tenant(request), str(job_id))
+    status = row.status if row else (await _known(request, job_id, commands)).status
+    if row is None or status is not Status.SUCCEEDED or row.finished_at is None:
+        why = f"it {'was stopped' if status is Status.CANCELLED else 'failed'}: {row.error or ''}" if row and status.ended else "it has not completed yet"
+        raise Refused(409, f"There are no results of this run, {why.rstrip(': ')}", code="no_results")
+    history = await models.history(db, row.job_id)
+    summary: dict[str, Any] = msgspec.json.decode(row.summary)
+    return TrainingResults(
+        job_id=row.job_id,
+        status=STATUS[status],
+        model_id=row.job_id if row.has_model else None,
+        final_metrics=msgspec.json.decode(row.final),
+        training_history={name: [epoch.get(name) for epoch in history] for name in _told(history)},
+        duration=_seconds(row, row.finished_at),
+        completed_at=stamp(row.finished_at),
+        report=summary.get("report", {}),
+    )
+
+
+@post("/training/stop/{job_id:uuid}", status_code=200, summary="Stop a run that is queued or under way")
+async def stop_training(request: AnyRequest, job_id: FromPath[UUID], commands: NamedDependency[Commands], live: NamedDependency[Live]) -> TrainingStopped:
+    """Says what came of it: waits for the end of the run, five seconds at most. 409 when it had ended otherwise."""
+    state = await _known(request, job_id, commands)
+    if state.status.ended and state.status is not Status.CANCELLED:
+        raise JobEnded(job_id=state.id, status=STATUS[state.status])
+    job = await stop(state.id, reason="stopped by its owner", commands=commands, live=live, about=origin(request))
+    return TrainingStopped(job_id=job.id, status=STATUS[job.status], message=_STOPPED.get(job.status, "It stops as soon as its worker has noticed"))
+
+
+handlers: list[Any] = [start_training, training_status, training_results, stop_training]
+
+_STOPPED = {
+    Status.CANCELLED: "Training job stopped successfully",
+    Status.SUCCEEDED: "The run completed before it could be stopped",
+    Status.FAILED: "The run failed before it could be stopped",
+}
+_SECONDS_A_ROW = {"gradient_boosting": 2e-6, "mlp": 4e-5, "resnet18": 1e-3, "resnet34": 2e-3, "resnet50": 3e-3, "resnet101": 6e-3}
+"""In an epoch, of a table on one core, where there is no run yet that tells better."""
+_IMAGE = 0.1
+_BYTES_A_ROW = {True: 50_000, False: 100}
+"""Of images, and of a table, while nobody has counted the rows."""
+
+
+def _fit(data: TrainingStart, *, smoke: bool) -> Fit:
+    only_images = data.model_type in IMAGES_ONLY or "/" in data.model_type
+    if data.model_type not in MODEL_TYPES and "/" not in data.model_type:
+        raise Refused(422, f"model_type: must be one of {', '.join(MODEL_TYPES)}, or the id of an image classifier on the model hub", field="model_type")
+    besides = (IMAGES if only_images else {}) | {"model_type": data.model_type}
+    chosen = HYPERPARAMETERS.understood(data.hyperparameters, besides)
+    stopping = data.early_stopping
+    patience = (stopping.patience or PATIENCE[only_images]) if stopping.enabled else 0
+    rest = {"smoke": smoke, "validation_split": data.validation_split, "patience": patience, "monitor": stopping.monitor}
+    return msgspec.convert(besides | chosen | rest, Fit)
+
+
+async def _place(request: AnyRequest, dataset_id: str, places: Places) -> str:
+    """The workspace of the data set, which the body names and not the path."""
+    principal = caller(request)
+    place = await places.of(KINDS["dataset_id"], dataset_id, principal)
+    need(principal, place, CHANGE)
+    return place
+
+
+async def _suits(db: asyncpg.Pool, row: datasets.Row | None, model_type: str) -> None:
+    """As far as it is known already what the data set holds."""
+    if row is None or row.status != "ready":
+        return
+    images = await datasets.holds_images(db, row.id)
+    if images and model_type in TABLES_ONLY:
+        raise Refused(422, f"model_type: {model_type} is for tables, and this data set holds images", field="model_type")
+    if not images and (model_type in IMAGES_ONLY or "/" in model_type):
+        raise Refused(422, f"model_type: {model_type} is for images, and this data set is a table", field="model_type")
+
+
+async def _estimate(request: AnyRequest, db: asyncpg.Pool, fit: Fit, row: datasets.Row | None) -> int:
+    images = fit.model_type in IMAGES_ONLY or "/" in fit.model_type
+    rows = 0
+    if row:
+        rows = msgspec.json.decode(row.result)["valid"] if row.status == "ready" else row.size / _BYTES_A_ROW[images]
+    each = await models.pace(db, tenants(request), fit.model_type) or _SECONDS_A_ROW.get(fit.model_type, _IMAGE)
+    return max(1, math.ceil(rows * fit.epochs * each))
+
+
+async def _known(request: AnyRequest, job_id: UUID, commands: Commands) -> Job:
+    state, _ = await commands.newest(Job, str(job_id), tenant=tenant(request))
+    if state is None or state.kind != "train":
+        raise NotFound(what="Training job", id=str(job_id))
+    return state
+
+
+def _status(row: FitRow, now: datetime) -> TrainingStatus:
+    spec: dict[str, Any] = msgspec.json.decode(row.spec)
+    steps: dict[str, float | None] = msgspec.json.decode(row.metrics)
+    evaluated: dict[str, float | None] = msgspec.json.decode(row.evaluation)
+    told = {name: value for name, value in (evaluated or steps).items() if name not in _NO_METRICS}
+    running = row.status is Status.RUNNING
+    return TrainingStatus(
+        job_id=row.job_id,
+        status=STATUS[row.status],
+        progress=row.progress if running or row.status.ended else 0,
+        current_epoch=int(evaluated.get("epoch") or steps.get("epoch") or 0),
+        total_epochs=math.ceil(spec.get("epochs") or spec.get("num_epochs") or 0),
+        metrics=told,
+        started_at=stamp_or_none(row.started_at),
+        elapsed_time=_seconds(row, row.finished_at or now),
+        remaining_time=row.until_done(now) if running and not row.cancel_requested else None,
+        completed_at=stamp_or_none(row.finished_at),
+        dataset_id=row.dataset_id or "",
+        model_id=row.job_id if row.has_model else None,
+        message=row.message,
+        error=row.error,
+    )
+
+
+_NO_METRICS = ("epoch", "learning_rate", "grad_norm", "tokens_per_second", "tokens", "memory")
+
+
+def _told(history: list[dict[str, float | None]]) -> list[str]:
+    return [name for name in dict.fromkeys(name for epoch in history for name in epoch) if name not in _NO_METRICS]
+
+
+def _seconds(row: FitRow, until: datetime) -> int:
+    return max(0, round((until - row.started_at).total_seconds())) if row.started_at else 0

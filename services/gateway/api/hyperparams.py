@@ -1,0 +1,57 @@
+"""Hyperparameters, which other tools call by other names: understood, checked one by one, and told again as they were sent."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, get_type_hints
+
+import msgspec
+
+from services.gateway.api.problems import Refused, with_choices
+
+
+class Hyperparams(msgspec.Struct, frozen=True, kw_only=True):
+    """Those of one way to train: fields of `spec`, whose bounds are theirs."""
+
+    spec: type[msgspec.Struct]
+    names: tuple[str, ...]
+    synonyms: Mapping[str, str]
+    within: str = ""
+    """The field that holds them, where the family's document names it with them."""
+    choices: Mapping[str, Mapping[str, str]] = {}
+    """By name: what others call the same choice."""
+
+    def understood(self, given: Mapping[str, Any], besides: Mapping[str, Any]) -> dict[str, Any]:
+        """Under the platform's own names, each of them checked. `besides`: the rest of the spec."""
+        called: dict[str, str] = {}
+        for name in given:
+            own = self.synonyms.get(name, name)
+            if own not in self.names:
+                raise self._refused(name[:50], self._unknown(name))
+            if own in called:
+                raise self._refused(name, f"is the same as {called[own]}, send only one of them")
+            called[own] = name
+        meant = {own: self._meant(own, given[name]) for own, name in called.items()}
+        try:
+            msgspec.convert({**besides, **meant}, self.spec)
+        except msgspec.ValidationError as error:
+            problem, _, path = str(error).partition(" - at `$.")
+            own = path.rstrip("`")
+            raise self._refused(called.get(own, own), with_choices(problem, get_type_hints(self.spec).get(own))) from error
+        return meant
+
+    def echoed(self, spec: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """All that a run uses, under the names that were sent."""
+        called = {self.synonyms.get(name, name): name for name in given}
+        return {called.get(own, own): spec[own] for own in self.names if own in spec}
+
+    def _meant(self, own: str, value: Any) -> Any:
+        return self.choices[own].get(value, value) if own in self.choices and isinstance(value, str) else value
+
+    def _unknown(self, name: str) -> str:
+        near = get_close_matches(name, [*self.names, *self.synonyms], n=1)
+        meant = f", did you mean {near[0]}?" if near else "."
+        return f"no such hyperparameter{meant} There are {', '.join(self.names)}"
+
+    def _refused(self, name: str, why: str) -> Refused:
+        field = f"{self.within}.{name}" if self.within else name
+        return Refused(422, f"{field}: {why}", field=field)

@@ -1,0 +1,91 @@
+"""A dry run, for whoever is about to train: examples rendered and counted as a run would, in a process that is given little and has no GPU."""
+
+import asyncio
+import logging
+import shutil
+import signal
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+import nats.errors
+from nats.aio.msg import Msg
+
+from libs.rehearsal import SECONDS, SUBJECT, Answer, Question, Refusal
+
+from . import models
+from .children import Child, Gone
+from .frames import RunSpec
+from .place import Place
+
+log = logging.getLogger(__name__)
+
+ENTRY = "services.training.runner.rehearsal:run"
+QUESTION = "question.json"
+AT_ONCE = 1
+"""Trainings go on beside them."""
+
+
+class Rehearsals:
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._turn = asyncio.Semaphore(AT_ONCE)
+        self._answering: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """One of all replicas answers."""
+        await self._place.nc.subscribe(f"ask.{SUBJECT}", queue="training", cb=self._begin)
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            for task in self._answering:
+                task.cancel()
+            await asyncio.gather(*self._answering, return_exceptions=True)
+
+    async def _begin(self, msg: Msg) -> None:
+        task = asyncio.create_task(self._answer(msg))
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+
+    async def _answer(self, msg: Msg) -> None:
+        try:
+            async with asyncio.timeout(SECONDS):
+                async with self._turn:
+                    said = await self._rehearsed(msg.data)
+        except TimeoutError:
+            said = _refused(f"The dry run has not come to its end within {SECONDS:g} seconds")
+        except (Gone, OSError, msgspec.DecodeError) as error:
+            log.warning("no dry run: %s", error)
+            said = _refused(f"No dry run could be made ({type(error).__name__})")
+        with suppress(nats.errors.Error, OSError):
+            await msg.respond(said)
+
+    async def _rehearsed(self, asked: bytes) -> bytes:
+        """The child reads the question where a run has its snapshot."""
+        tuning, cache = msgspec.json.decode(asked, type=Question).tuning, self._place.models
+        folder = Path(tempfile.mkdtemp(prefix="rehearsal-", dir=self._place.runs))
+        try:
+            (folder / QUESTION).write_bytes(asked)
+            spec = RunSpec(job_id="", attempt=0, folder=str(folder), snapshot=str(folder / QUESTION), tuning=tuning, cache=str(cache))
+            offline = models.at_hand(tuning, cache)
+            environ = {"CUDA_VISIBLE_DEVICES": ""} | (models.OFFLINE if offline else {})
+            return await _said(await self._place.children.start(spec, entry=ENTRY, environ=environ, offline=offline))
+        finally:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+
+async def _said(child: Child) -> bytes:
+    reader, writer = await asyncio.open_unix_connection(sock=child.sock)
+    try:
+        if said := await reader.read():
+            return said
+        await child.ended.wait()
+        return _refused(f"The process of the dry run ended without a word (exit status {child.status})")
+    finally:
+        writer.close()
+        child.signal(signal.SIGKILL)
+
+
+def _refused(message: str) -> bytes:
+    return msgspec.json.encode(Answer(refusal=Refusal(code="service", message=message)))

@@ -1,0 +1,320 @@
+"""A client of the deep-learning-platform document: from its data set to its model; the facts of the services that do the work are the test's."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import msgspec
+import pytest
+
+from infra.embedded import Servers
+from libs.events import (
+    Column,
+    Event,
+    Origin,
+    PreparationCompleted,
+    PreparationFailed,
+    PreparationProduced,
+    PreparationStarted,
+    TrainingCompleted,
+    TrainingEvaluated,
+    TrainingProgressed,
+    TrainingStarted,
+    address,
+)
+from libs.events.log import EventLog, Write
+from libs.storage import Storage
+from tests.kit.eventually import eventually
+from tests.kit.gateway import stored
+from tests.kit.servers import storage_of
+
+LOCAL = Origin(tenant="local")
+CSV = b"a,b,label\n1,2,cat\n3,4,dog\n"
+COLUMNS = [
+    Column(index=0, name="a", type="integer", role="feature", distinct=2, minimum=1.0, maximum=3.0),
+    Column(index=1, name="b", type="integer", role="ignored", reason="it is the same in every row"),
+    Column(index=2, name="label", type="category", role="target", distinct=2, categories=[("cat", 1), ("dog", 1)]),
+]
+DOCUMENT = {"model_type": "resnet50", "hyperparameters": {"learning_rate": 0.001, "batch_size": 32, "epochs": 100}}
+
+Uploading = Callable[..., Awaitable[dict[str, Any]]]
+
+
+class Work:
+    """What the services would tell."""
+
+    def __init__(self, log: EventLog, storage: Storage) -> None:
+        self._log, self._storage = log, storage
+
+    async def say(self, *events: Event) -> None:
+        for event in events:
+            story = await self._log.read(address("local", event))
+            await self._log.append([Write(events=[event], after=story[-1].seq if story else 0)], origin=LOCAL)
+
+    async def prepare(self, job: str, *, rows: int = 2, columns: list[Column] = COLUMNS) -> None:
+
+        part = await self._storage.put(f"local/{job}", b"".join(msgspec.json.encode(column) + b"\n" for column in columns))
+        snapshot = await self._storage.put(f"local/{job}", b"PAR1")
+        await self.say(
+            PreparationStarted(job_id=job),
+            PreparationProduced(job_id=job, part=1, content=part, rows=len(columns), valid=len(columns)),
+            PreparationCompleted(job_id=job, parts=1, rows=rows + 1, valid=rows, refused={"ragged": 1}, snapshot=snapshot, notes=["comma"]),
+        )
+
+    async def fit(self, job: str, *, epochs: int = 3) -> None:
+        snapshot = await self._storage.put(f"local/{job}", b"PAR1")
+        weights = await self._storage.put(f"local/{job}/1", b"weights")
+        metrics = [{"epoch": float(n), "loss": 1 / n, "accuracy": 0.5, "val_loss": 2 / n, "val_accuracy": 0.25 * n} for n in range(1, epochs + 1)]
+        await self.say(
+            PreparationCompleted(job_id=job, parts=0, rows=2, valid=2, snapshot=snapshot),
+            TrainingStarted(job_id=job, attempt=1, device="cpu"),
+            *(TrainingEvaluated(job_id=job, attempt=1, step=10 * n, metrics=told) for n, told in enumerate(metrics, 1)),
+            TrainingProgressed(job_id=job, attempt=1, step=10 * epochs, total_steps=1000, epoch=float(epochs), metrics={"train_loss": 0.4}),
+        )
+        final: dict[str, float | None] = {"train_loss": 0.4, "train_accuracy": 0.5, "val_loss": 2 / epochs, "val_accuracy": 0.75, "val_f1_score": 0.7}
+        about = {
+            "architecture": {"input_shape": [1], "output_classes": 2, "parameters": 10},
+            "report": {"classes": ["cat", "dog"]},
+            "rows": 2,
+            "epochs": epochs,
+        }
+        done = TrainingCompleted(job_id=job, attempt=1, step=10 * epochs, artifacts={"model.safetensors": weights}, steps=weights, metrics=final, summary=about)
+        await self.say(done)
+
+
+@pytest.fixture
+async def work(servers: Servers, log: EventLog) -> AsyncIterator[Work]:
+    storage = storage_of(servers)
+    yield Work(log, storage)
+    storage.close()
+
+
+@pytest.fixture
+def upload(api: httpx.AsyncClient) -> Uploading:
+    async def send(data: bytes = CSV, *, filename: str = "data.csv", status: int = 201, **fields: str) -> dict[str, Any]:
+        form = {"name": "My Dataset", "dataset_type": "classification", **fields}
+        answer = await api.post("/datasets/upload", files={"file": (filename, data)}, data={name: value for name, value in form.items() if value})
+        assert answer.status_code == status, answer.text
+        return answer.json()
+
+    return send
+
+
+@pytest.fixture
+async def ready(api: httpx.AsyncClient, upload: Uploading, work: Work) -> dict[str, Any]:
+    dataset = await upload()
+    await work.prepare(dataset["job_id"])
+    return await eventually(lambda: shown(api, dataset["id"], "ready"))
+
+
+async def shown(api: httpx.AsyncClient, id: str, status: str) -> dict[str, Any] | None:
+    detail = (await api.get(f"/datasets/{id}")).json()
+    return detail if detail["status"] == status else None
+
+
+async def started(api: httpx.AsyncClient, dataset: dict[str, Any], **changed: Any) -> dict[str, Any]:
+    answer = await api.post("/training/start", json={"dataset_id": dataset["id"], **DOCUMENT, **changed})
+    assert answer.status_code == 201, answer.text
+    return answer.json()
+
+
+async def completed(api: httpx.AsyncClient, job: str) -> dict[str, Any] | None:
+    status = (await api.get(f"/training/status/{job}")).json()
+    return status if status["status"] == "completed" and status["model_id"] else None
+
+
+async def test_an_uploaded_data_set_is_processing_and_then_ready_with_what_is_in_it(api: httpx.AsyncClient, upload: Uploading, work: Work):
+    dataset = await upload(description="two animals")
+
+    assert {"id", "name", "description", "dataset_type", "file_size", "uploaded_at", "status"} <= set(dataset)
+    assert (dataset["status"], dataset["file_size"], dataset["description"]) == ("processing", len(CSV), "two animals")
+    assert (await api.get(f"/datasets/{dataset['id']}")).json()["metadata"] is None
+    await work.prepare(dataset["job_id"])
+    detail = await eventually(lambda: shown(api, dataset["id"], "ready"))
+
+    metadata = detail["metadata"]
+    assert (metadata["rows"], metadata["columns"], metadata["features"], metadata["target"]) == (2, 3, ["a"], "label")
+    assert metadata["refused"] == {"ragged": 1}
+    assert metadata["schema"][2]["categories"] == [["cat", 1], ["dog", 1]]
+
+
+async def test_a_data_set_that_can_not_be_used_says_why_and_nothing_is_fitted_to_it(api: httpx.AsyncClient, upload: Uploading, work: Work):
+    dataset = await upload()
+    await work.say(PreparationFailed(job_id=dataset["job_id"], code="one_class", message="The column label has one value only."))
+    detail = await eventually(lambda: shown(api, dataset["id"], "failed"))
+    refused = await api.post("/training/start", json={"dataset_id": dataset["id"], **DOCUMENT})
+
+    assert detail["error"] == "The column label has one value only."
+    assert refused.status_code == 400
+    assert refused.json()["details"][0]["field"] == "dataset_id"
+
+
+async def test_data_sets_are_listed_by_page_and_by_what_they_are_sorted(api: httpx.AsyncClient, upload: Uploading):
+    mine = [await upload(CSV * n, name=name) for n, name in ((3, "zebra"), (1, "ant"), (2, "fox"))]
+
+    async def order(**query: Any) -> list[str]:
+        answer = (await api.get("/datasets", params={"limit": 100, **query})).json()
+        assert answer["total"] >= 3
+        return [found["name"] for found in answer["datasets"] if found["id"] in {one["id"] for one in mine}]
+
+    assert await order() == ["fox", "ant", "zebra"]
+    assert await order(sort_by="name", order="asc") == ["ant", "fox", "zebra"]
+    assert await order(sort_by="size", order="desc") == ["zebra", "fox", "ant"]
+    one = (await api.get("/datasets", params={"page": 2, "limit": 1})).json()
+    assert (one["page"], one["limit"], len(one["datasets"])) == (2, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("filename", "data", "fields", "field"),
+    [
+        ("data.csv", b"", {}, "file"),
+        ("run.exe", b"MZ\0\0", {}, "file"),
+        ("paper.pdf", b"%PDF-1.7\n", {}, "file"),
+        ("blob.bin", b"\xff\xfe\x00\x01" * 20, {}, "file"),
+        ("data.csv", CSV, {"name": ""}, "name"),
+        ("data.csv", CSV, {"name": "x" * 201}, "name"),
+        ("data.csv", CSV, {"target": "x" * 201}, "target"),
+    ],
+)
+async def test_what_can_be_no_data_set_is_refused_with_the_field_and_leaves_nothing(
+    api: httpx.AsyncClient, upload: Uploading, log: EventLog, servers: Servers, filename: str, data: bytes, fields: dict[str, str], field: str
+):
+    before = (await log.position()).last, stored(servers, "local")
+    refused = await upload(data, filename=filename, status=400, **fields)
+
+    assert refused["error"] == "validation_error"
+    assert refused["details"][0]["field"] == field
+    assert ((await log.position()).last, stored(servers, "local")) == before
+
+
+async def test_the_same_upload_under_one_key_is_one_data_set(api: httpx.AsyncClient):
+    key = {"Idempotency-Key": str(uuid4())}
+
+    async def send(data: bytes) -> httpx.Response:
+        return await api.post("/datasets/upload", files={"file": ("data.csv", data)}, data={"name": "once"}, headers=key)
+
+    first, again, other = await send(CSV), await send(CSV), await send(CSV + CSV)
+
+    assert (first.status_code, again.status_code, other.status_code) == (201, 201, 400)
+    assert first.json()["id"] == again.json()["id"]
+
+
+async def test_a_run_goes_from_its_start_to_its_results_and_its_model(api: httpx.AsyncClient, ready: dict[str, Any], work: Work):
+    run = await started(api, ready)
+
+    assert (run["status"], run["estimated_time"] > 0) == ("queued", True)
+    assert run["hyperparameters"]["optimizer"] == "adam"
+    early = await api.get(f"/training/results/{run['job_id']}")
+    assert (early.status_code, early.json()["error"]) == (409, "no_results")
+    await work.fit(run["job_id"])
+    status = await eventually(lambda: completed(api, run["job_id"]))
+    results = (await api.get(f"/training/results/{run['job_id']}")).json()
+    model = (await api.get(f"/models/{results['model_id']}")).json()
+
+    assert (status["progress"], status["current_epoch"], status["total_epochs"]) == (100, 3, 100)
+    assert status["metrics"]["val_accuracy"] == 0.75
+    assert results["training_history"] == {"loss": [1.0, 0.5, 1 / 3], "accuracy": [0.5] * 3, "val_loss": [2.0, 1.0, 2 / 3], "val_accuracy": [0.25, 0.5, 0.75]}
+    assert results["final_metrics"]["train_loss"] == 0.4
+    assert model["name"].startswith("ResNet50_v")
+    assert model["performance"]["f1_score"] == 0.7
+    assert model["training_config"]["dataset_id"] == ready["id"]
+    assert model["architecture"] == {"input_shape": [1], "output_classes": 2, "parameters": 10}
+    assert len(model["lineage"]["snapshot_sha256"]) == 64
+    assert (await api.get(f"/models/{model['id']}/download/model.safetensors")).content == b"weights"
+
+
+async def test_models_count_up_by_their_kind_and_a_deleted_ones_number_is_not_given_again(api: httpx.AsyncClient, ready: dict[str, Any], work: Work):
+    async def model() -> dict[str, Any]:
+        run = await started(api, ready, model_type="mlp")
+        await work.fit(run["job_id"])
+        await eventually(lambda: completed(api, run["job_id"]))
+        return (await api.get(f"/models/{run['job_id']}")).json()
+
+    first, second = await model(), await model()
+    assert (await api.delete(f"/models/{second['id']}")).status_code == 204
+    third = await model()
+
+    numbers = [int(one["name"].removeprefix("MLP_v")) for one in (first, second, third)]
+    assert numbers == [numbers[0], numbers[0] + 1, numbers[0] + 2]
+    assert (await api.get(f"/models/{second['id']}")).status_code == 404
+    assert (await api.get(f"/models/{second['id']}/download/model.safetensors")).status_code == 404
+    listed = (await api.get("/models", params={"model_type": "mlp", "sort_by": "name", "limit": 100})).json()["models"]
+    assert [one["id"] for one in listed if one["id"] in {first["id"], third["id"]}] == [first["id"], third["id"]]
+
+
+async def test_a_stopped_run_is_stopped_and_has_no_results(api: httpx.AsyncClient, upload: Uploading, work: Work):
+    """Its data set is still being processed: it waits."""
+    run = await started(api, await upload())
+
+    stopped = (await api.post(f"/training/stop/{run['job_id']}")).json()
+
+    assert set(stopped) == {"job_id", "status", "message"}
+    assert (await api.get(f"/training/results/{run['job_id']}")).status_code == 409
+
+
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        ({"model_type": "resnet49"}, "model_type"),
+        ({"model_type": "vit"}, "model_type"),
+        ({"hyperparameters": {"learning_rate": 1}}, "learning_rate"),
+        ({"hyperparameters": {"lr": 0}}, "lr"),
+        ({"hyperparameters": {"epochs": 0}}, "epochs"),
+        ({"hyperparameters": {"epochs": "many"}}, "epochs"),
+        ({"hyperparameters": {"batch_size": 2.5}}, "batch_size"),
+        ({"hyperparameters": {"optimizer": "magic"}}, "optimizer"),
+        ({"hyperparameters": {"epoch": 3}}, "epoch"),
+        ({"validation_split": 1}, "validation_split"),
+        ({"early_stopping": {"patience": 0}}, "early_stopping.patience"),
+        ({"early_stopping": {"monitor": "luck"}}, "early_stopping.monitor"),
+        ({"dataset_id": "no id"}, "dataset_id"),
+    ],
+)
+async def test_a_start_that_can_not_be_meant_is_refused_with_its_field(
+    api: httpx.AsyncClient, ready: dict[str, Any], log: EventLog, wrong: dict[str, Any], field: str
+):
+    before = (await log.position()).last
+    refused = await api.post("/training/start", json={"dataset_id": ready["id"], **DOCUMENT, **wrong})
+
+    assert refused.status_code == 400, refused.text
+    assert refused.json()["details"][0]["field"] == field
+    assert (await log.position()).last == before
+
+
+async def test_a_data_set_in_use_stays_and_one_that_is_deleted_takes_its_objects_along(
+    api: httpx.AsyncClient, ready: dict[str, Any], work: Work, servers: Servers
+):
+    run = await started(api, ready)
+    busy = await api.delete(f"/datasets/{ready['id']}")
+    await work.fit(run["job_id"])
+    model = await eventually(lambda: completed(api, run["job_id"]))
+    gone = await eventually(lambda: deleted(api, ready["id"]))
+
+    assert (busy.status_code, busy.json()["error"]) == (409, "dataset_busy")
+    assert gone
+    await eventually(lambda: not stored(servers, f"local/{ready['id']}") and not stored(servers, f"local/{ready['job_id']}"))
+    assert (await api.get(f"/datasets/{ready['id']}")).status_code == 404
+    lineage = (await api.get(f"/models/{model['model_id']}")).json()["lineage"]
+    assert lineage["dataset_id"] == ready["id"]
+
+
+async def deleted(api: httpx.AsyncClient, id: str) -> bool:
+    return (await api.delete(f"/datasets/{id}")).status_code == 204
+
+
+async def test_an_unknown_thing_is_a_404(api: httpx.AsyncClient):
+    id = uuid4()
+    answers = [
+        await api.get(f"/datasets/{id}"),
+        await api.delete(f"/datasets/{id}"),
+        await api.post("/training/start", json={"dataset_id": str(id), **DOCUMENT}),
+        await api.get(f"/training/status/{id}"),
+        await api.get(f"/training/results/{id}"),
+        await api.post(f"/training/stop/{id}"),
+        await api.get(f"/models/{id}"),
+        await api.delete(f"/models/{id}"),
+        await api.get(f"/models/{id}/download/model.onnx"),
+    ]
+
+    assert [(answer.status_code, answer.json()["error"]) for answer in answers] == [(404, "not_found")] * len(answers)

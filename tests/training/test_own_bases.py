@@ -1,0 +1,113 @@
+"""Models that were trained here are bases like any other: what a run left is what the next one begins with."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from services.training import models
+from services.training.frames import Completed, Evaluated, Ready
+from services.training.runner.outcome import Failure
+from tests.kit import finetunes as kit
+
+CLAIM = {"key": "local/job/x", "sha256": "0", "size": 1}
+ROWS = kit.sums(12, held_out=4)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> kit.Told:
+    """Of a run on the bundled model."""
+    return kit.train(kit.spec(tmp_path_factory.mktemp("first") / "run", ROWS, cache=cache, num_epochs=2))
+
+
+def on(folder: Path, *below: tuple[str, kit.Told], cache: Path, **tuning: Any) -> kit.Told:
+    """A run whose base is made of these, as its worker would have laid them out."""
+    folder.mkdir()
+    ancestors: list[dict[str, Any]] = []
+    for n, (method, told) in enumerate(below):
+        shutil.copytree(Path(next(iter(told.end.artifacts.values()))).parent, folder / f"ancestor-{n}")
+        ancestors.append({"job_id": f"job-{n}", "project_id": "p", "method": method, "files": {name: CLAIM for name in told.end.artifacts}})
+    root = "" if below[0][0] == "full" else "trainyard/tiny-llama"
+    return kit.train(kit.spec(folder, ROWS, cache=cache, base_model=f"trainyard/job-{len(below) - 1}", ancestors=ancestors, root=root, **tuning))
+
+
+def before(told: kit.Told) -> float:
+    return told.of(Evaluated)[0].metrics["eval_loss"]
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_run_begins_with_what_the_adapter_below_has_learned(tmp_path: Path, cache: Path, adapter: kit.Told, method: str):
+    told = on(tmp_path / "second", ("lora", adapter), cache=cache, method=method)
+
+    assert before(adapter) > adapter.end.metrics["eval_loss"] + 0.3
+    assert before(told) == pytest.approx(adapter.end.metrics["eval_loss"], rel=1e-4)
+    assert isinstance(told.end, Completed)
+    assert told.of(Ready)[0].facts["built_on"] == ["job-0"]
+
+
+def test_a_qlora_run_begins_with_it_too_and_only_then_rounds_to_4_bits(tmp_path: Path, cache: Path, adapter: kit.Told):
+    told = on(tmp_path / "second", ("lora", adapter), cache=cache, method="qlora", max_steps=2)
+
+    assert before(told) == pytest.approx(adapter.end.metrics["eval_loss"], rel=0.05)
+
+
+def test_own_models_stand_on_own_models(tmp_path: Path, cache: Path, adapter: kit.Told):
+    second = on(tmp_path / "second", ("lora", adapter), cache=cache, method="lora")
+
+    third = on(tmp_path / "third", ("lora", adapter), ("lora", second), cache=cache, method="full", max_steps=2)
+    fourth = on(tmp_path / "fourth", ("full", third), cache=cache, method="lora", max_steps=2)
+    fifth = on(tmp_path / "fifth", ("full", third), ("lora", fourth), cache=cache, method="lora", max_steps=2)
+
+    assert before(third) == pytest.approx(second.end.metrics["eval_loss"], rel=1e-4)
+    assert before(fourth) == pytest.approx(third.end.metrics["eval_loss"], rel=1e-4)
+    assert before(fifth) == pytest.approx(fourth.end.metrics["eval_loss"], rel=1e-4)
+
+
+def test_an_adapter_on_an_own_model_says_so_and_tokenizer_and_template_come_along(tmp_path: Path, cache: Path, adapter: kit.Told):
+    told = on(tmp_path / "second", ("lora", adapter), cache=cache, method="lora")
+
+    folder = Path(told.end.artifacts["adapter_config.json"]).parent
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "trainyard/job-0"
+    below = Path(adapter.end.artifacts["adapter_config.json"]).parent
+    assert (folder / "tokenizer.json").read_bytes() == (below / "tokenizer.json").read_bytes()
+    assert (folder / "chat_template.jinja").read_bytes() == (below / "chat_template.jinja").read_bytes()
+
+
+def test_a_smoke_run_makes_a_tiny_one_of_it(tmp_path: Path, cache: Path, adapter: kit.Told):
+    told = on(tmp_path / "second", ("lora", adapter), cache=cache, method="lora", smoke=True, max_steps=1)
+
+    assert told.of(Ready)[0].facts["smoke"] is True
+    assert told.of(Ready)[0].facts["model"] == "trainyard/job-0"
+
+
+def test_an_adapter_that_does_not_fit_what_is_below_is_refused(tmp_path: Path, cache: Path, adapter: kit.Told):
+    broken = tmp_path / "broken"
+    shutil.copytree(Path(adapter.end.artifacts["adapter_config.json"]).parent, broken)
+    (broken / "adapter_model.safetensors").write_bytes(b"no weights")
+    told = kit.Told()
+    told.end = Completed(step=1, artifacts={path.name: str(path) for path in broken.iterdir()}, metrics={}, summary={})
+
+    with pytest.raises(Failure, match="can't be put together") as refused:
+        on(tmp_path / "second", ("lora", told), cache=cache)
+
+    assert refused.value.code == "model"
+
+
+def test_nothing_is_fetched_for_a_model_whose_weights_were_trained_here(cache: Path, tmp_path: Path):
+    claims = {"job_id": "a", "project_id": "p", "files": {}}
+    of_weights = kit.spec(tmp_path / "a", [], cache=cache, base_model="trainyard/a", ancestors=[{**claims, "method": "full"}]).tuning
+    of_hub = kit.spec(tmp_path / "b", [], cache=cache, base_model="trainyard/a", root="someone/model", root_revision="abc", ancestors=[{**claims, "method": "lora"}]).tuning
+
+    assert models.at_hand(of_weights, tmp_path)
+    assert not models.at_hand(of_hub, tmp_path)
+    models.loaded(of_hub, tmp_path)
+    assert models.at_hand(of_hub, tmp_path)
