@@ -152,6 +152,9 @@ class Datasets(Service, frozen=True, kw_only=True):
     hf_token: Annotated[str, Meta(description="Token of the model hub, for models behind a licence. HF_TOKEN is understood too.")] = ""
     source_roots: Annotated[str, Meta(description="Folders, divided by commas, under which models may lie that are named by their path.")] = ""
     max_pages: Annotated[int, Meta(description="Most pages of one PDF. One with more is refused as a whole, with its reason.", ge=1, le=1_000_000)] = 5_000
+    max_columns: Annotated[int, Meta(description="Most columns of a table. One with more is refused, with its reason.", ge=2, le=20_000)] = 10_000
+    max_rows: Annotated[int, Meta(description="Most rows of a table. One with more is refused, with its reason.", ge=2, le=1_000_000_000)] = 20_000_000
+    max_images: Annotated[int, Meta(description="Most files in a ZIP of images. One with more is refused, with its reason.", ge=2, le=1_000_000)] = 100_000
 
 
 class Training(Service, frozen=True, kw_only=True):

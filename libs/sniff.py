@@ -8,8 +8,11 @@ import re
 
 HEAD = 64 * 1024
 
+PARQUET = "application/vnd.apache.parquet"
+
 _MAGIC = (
     (b"%PDF-", "application/pdf"),
+    (b"PAR1", PARQUET),
     (b"PK\x03\x04", "application/zip"),
     (b"PK\x05\x06", "application/zip"),
     (b"\x7fELF", "application/x-executable"),

@@ -60,6 +60,15 @@ class PreparationCompleted(Event, frozen=True, kw_only=True, tag="preparation.co
     """Documents that no chunks could be made of, by id, each with the code that `refused` counts and `notes` put into words. The first of them."""
     notes: list[str] = []
     """What whoever asked for the work should know of it."""
+    contents: str = ""
+    """Of a data set, and of a run on one: `table` (the snapshot is one Parquet file with the features and the target) or `image` (it is a ZIP of images and `manifest.jsonl`)."""
+    task: str = ""
+    """What can be learned of a data set: `classification`, where its target holds names of classes, or `regression`, where it holds numbers."""
+    target: str = ""
+    columns: int = 0
+    """Of the file; a part has a line for each."""
+    features: int = 0
+    classes: int = 0
 
 
 class PreparationFailed(Event, frozen=True, kw_only=True, tag="preparation.failed"):

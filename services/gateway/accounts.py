@@ -84,13 +84,13 @@ class Accounts:
             raise WrongCredentials from refused
         return LoggedIn(access=self._signer.sign(user_id=user.id, session_id=token.id), refresh=token.text(REFRESH))
 
-    async def refreshed(self, refresh_token: str) -> str:
-        """A new access token. The refresh token stays as it is: its clients expect no other."""
+    async def refreshed(self, refresh_token: str) -> tuple[Principal, str]:
+        """Whose it is, and a new access token. The refresh token stays as it is: its clients expect no other."""
         token = unpack(refresh_token, REFRESH)
-        _, sha256 = await self._session(token.user_id, token.id)
+        principal, sha256 = await self._session(token.user_id, token.id)
         if not token.fits(sha256):
             raise Bad
-        return self._signer.sign(user_id=token.user_id, session_id=token.id)
+        return principal, self._signer.sign(user_id=token.user_id, session_id=token.id)
 
     async def principal(self, token: str) -> Principal:
         """Whom this access token or API key lets in now. Raises Bad."""

@@ -5,6 +5,7 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from functools import partial
 from ipaddress import ip_address
 from typing import Any
 from urllib.parse import unquote_plus, urlsplit
@@ -42,9 +43,13 @@ _request_id = re.compile(r"[A-Za-z0-9._-]{1,64}")
 Scope = dict[str, Any]
 Who = Callable[[str], Awaitable[Principal]]
 """Whom a token lets in. Raises Bad."""
+Count = Callable[[Principal], Awaitable[None]]
+"""Raises Refused when that one has asked too often."""
 
 DOORS = frozenset({"/auth/register", "/auth/login", "/auth/refresh", "/api/v1/auth/token"})
 """POSTs with which people enter: what token they carry along doesn't matter, it is likely to be the one that has just expired."""
+REFRESHING = "/auth/refresh"
+"""The door to which the body says who asks: many refresh from behind one address."""
 OPEN = frozenset({"/", "/health", "/livez", "/readyz", "/metrics", "/docs", "/redoc", "/openapi.json", "/asyncapi.json"})
 """What everybody may read, as often as they like: nothing in it is anybody's."""
 
@@ -131,7 +136,9 @@ class Edge:
         except (Bad, Refused):
             await self._count(scope, send, NOBODY)
             raise
-        if not _is_open(scope):
+        if scope.get("method") == "POST" and _path(scope) == REFRESHING:
+            scope["count"] = send.count_later(scope, partial(self._count, scope, send))
+        elif not _is_open(scope):
             await self._count(scope, send, principal)
         return principal
 
@@ -180,11 +187,31 @@ class _Sender:
         self.status = 0
         self.first_byte = 0.0
         self._ended = False
+        self._uncounted: tuple[Scope, Count] | None = None
 
     def add(self, headers: list[tuple[bytes, bytes]]) -> None:
         self._headers += headers
 
+    def count_later(self, scope: Scope, count: Count) -> Count:
+        """The route says who has asked. Whom it can't name is nobody, and counted when the answer begins."""
+        self._uncounted = scope, count
+        return self._counted
+
+    async def _counted(self, principal: Principal) -> None:
+        if self._uncounted:
+            (_, count), self._uncounted = self._uncounted, None
+            await count(principal)
+
     async def __call__(self, message: dict[str, Any]) -> None:
+        if self._uncounted and message["type"] == "http.response.start" and message["status"] < 500:
+            scope, _ = self._uncounted
+            try:
+                await self._counted(NOBODY)
+            except Refused as refused:
+                await answer(scope, self, problem(refused))
+                self._ended = True
+        if self._ended:
+            return
         if message["type"] == "websocket.accept":
             self.status, self.first_byte = 101, time.perf_counter()
             message["headers"] = [*message.get("headers", []), *self._headers]
@@ -194,8 +221,6 @@ class _Sender:
             own = {name for name, _ in self._headers if name != b"vary"}
             message["headers"] = [pair for pair in message.get("headers", []) if pair[0].lower() not in own] + self._headers
         elif message["type"] == "http.response.body" and self.headless:
-            if self._ended:
-                return
             self._ended = True
             message = {"type": "http.response.body", "body": b""}  # also of a stream that would never end
         await self._send(message)

@@ -57,7 +57,7 @@ def _train(told: Story) -> Order:
     tuning = _tuning(told.job.spec)
     return Order(
         tuning=tuning,
-        files={SNAPSHOT: told.snapshot} | _ancestors(tuning),
+        files={SNAPSHOT: told.snapshot} | ancestors(tuning),
         missing=Hopeless("snapshot_missing", "The snapshot of the rows is not in the object store any more. Start the training again."),
         damaged=Hopeless("snapshot_damaged", "The snapshot in the object store is not the one that was made. Start the training again."),
     )
@@ -76,7 +76,7 @@ async def _merge(told: Story, event_log: EventLog, tenant: str) -> Order:
         raise Hopeless("incomplete", "The training left no adapter, so there is nothing that could be merged.")
     return Order(
         tuning=tuning,
-        files={f"{ADAPTER}/{name}": claim for name, claim in sorted(completed.artifacts.items()) if _NAME.fullmatch(name)} | _ancestors(tuning),
+        files={f"{ADAPTER}/{name}": claim for name, claim in sorted(completed.artifacts.items()) if _NAME.fullmatch(name)} | ancestors(tuning),
         merge=True,
         texts=said,
         missing=Hopeless("artifact_missing", "What the training stored is not in the object store any more."),
@@ -84,7 +84,7 @@ async def _merge(told: Story, event_log: EventLog, tenant: str) -> Order:
     )
 
 
-def _ancestors(tuning: FineTune) -> dict[str, Claim]:
+def ancestors(tuning: FineTune) -> dict[str, Claim]:
     return {
         f"{ANCESTOR}{n}/{name}": claim for n, ancestor in enumerate(tuning.ancestors) for name, claim in sorted(ancestor.files.items()) if _NAME.fullmatch(name)
     }

@@ -12,17 +12,21 @@ import msgspec
 import nats.errors
 from nats.aio.msg import Msg
 
+from libs.events import FineTune
 from libs.rehearsal import SECONDS, SUBJECT, Answer, Question, Refusal
+from libs.storage import Missing
 
 from . import models
 from .children import Child, Gone
 from .frames import RunSpec
+from .orders import ancestors
 from .place import Place
+from .transfer import Spoiled, fetch
 
 log = logging.getLogger(__name__)
 
 ENTRY = "services.training.runner.rehearsal:run"
-QUESTION = "question.json"
+QUESTION, WEIGHTS = "question.json", ".safetensors"
 AT_ONCE = 1
 """Trainings go on beside them."""
 
@@ -54,10 +58,12 @@ class Rehearsals:
                 async with self._turn:
                     said = await self._rehearsed(msg.data)
         except TimeoutError:
-            said = _refused(f"The dry run has not come to its end within {SECONDS:g} seconds")
+            said = _refused("service", f"The dry run has not come to its end within {SECONDS:g} seconds")
+        except (Missing, Spoiled):
+            said = _refused("model", "what one of the runs that it is made of left is not in the object store any more")
         except (Gone, OSError, msgspec.DecodeError) as error:
             log.warning("no dry run: %s", error)
-            said = _refused(f"No dry run could be made ({type(error).__name__})")
+            said = _refused("service", f"No dry run could be made ({type(error).__name__})")
         with suppress(nats.errors.Error, OSError):
             await msg.respond(said)
 
@@ -67,12 +73,20 @@ class Rehearsals:
         folder = Path(tempfile.mkdtemp(prefix="rehearsal-", dir=self._place.runs))
         try:
             (folder / QUESTION).write_bytes(asked)
+            await self._fetch(tuning, folder)
             spec = RunSpec(job_id="", attempt=0, folder=str(folder), snapshot=str(folder / QUESTION), tuning=tuning, cache=str(cache))
             offline = models.at_hand(tuning, cache)
             environ = {"CUDA_VISIBLE_DEVICES": ""} | (models.OFFLINE if offline else {})
             return await _said(await self._place.children.start(spec, entry=ENTRY, environ=environ, offline=offline))
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def _fetch(self, tuning: FineTune, folder: Path) -> None:
+        """Of a base that was trained here all but the weights."""
+        for name, claim in ancestors(tuning).items():
+            if not name.endswith(WEIGHTS):
+                (folder / name).parent.mkdir(exist_ok=True)
+                await fetch(self._place.storage, claim, folder / name)
 
 
 async def _said(child: Child) -> bytes:
@@ -81,11 +95,11 @@ async def _said(child: Child) -> bytes:
         if said := await reader.read():
             return said
         await child.ended.wait()
-        return _refused(f"The process of the dry run ended without a word (exit status {child.status})")
+        return _refused("service", f"The process of the dry run ended without a word (exit status {child.status})")
     finally:
         writer.close()
         child.signal(signal.SIGKILL)
 
 
-def _refused(message: str) -> bytes:
-    return msgspec.json.encode(Answer(refusal=Refusal(code="service", message=message)))
+def _refused(code: str, message: str) -> bytes:
+    return msgspec.json.encode(Answer(refusal=Refusal(code=code, message=message)))

@@ -60,9 +60,7 @@ async def test_however_many_documents_are_refused_their_reasons_fit_into_a_fact(
     lost = {"filename": "n" * 196 + ".txt", "kind": "raw_doc", "mime_type": "text/plain", "size": 1, "sha256": "0" * 64, "key": f"{origin.tenant}/none/0"}
     files = [File(file_id=str(uuid.uuid4()), **lost) for _ in range(900)]
     files.append(msgspec.structs.replace(files[0], file_id=str(uuid.uuid4()), key=good.key, sha256=good.sha256, size=good.size))
-    await log.append(
-        [Write(events=[ProjectFilesAdded(project_id=project, files=files[n : n + 90]) for n in range(0, len(files), 90)], after=0)], origin=origin
-    )
+    await log.append([Write(events=[ProjectFilesAdded(project_id=project, files=files[n : n + 90]) for n in range(0, len(files), 90)], after=0)], origin=origin)
     job = JobCreated(job_id=str(uuid.uuid4()), kind="chunk", stages=["preparation"], project_id=project, inputs={"project_id": project})
     (created,) = await log.append([Write(events=[job], after=0)], origin=origin)
 

@@ -136,9 +136,7 @@ async def ingested(service: Preparations, storage: Storage, log: EventLog, origi
 
 
 @pytest.mark.parametrize("named", [False, True])
-async def test_it_holds_the_usable_rows_of_all_files_in_their_order(
-    service: Preparations, storage: Storage, log: EventLog, origin: Origin, named: bool
-):
+async def test_it_holds_the_usable_rows_of_all_files_in_their_order(service: Preparations, storage: Storage, log: EventLog, origin: Origin, named: bool):
     one = await ingested(service, storage, log, origin, with_bad_ones(alpaca(2_500)))
     other = await ingested(service, storage, log, origin, alpaca(10, start=7_000))
     created = await train(log, origin, other, one, named=named)

@@ -158,6 +158,14 @@ class FineTuneFlow:
         answer = self.http.post(f"/projects/{project}/files/upload", files={"files": ("rows.jsonl", content)}, data={"kind": "dataset_upload"})
         assert answer.status_code == 201, answer.text
 
+    def edit(self, project: str, example: str, data: dict[str, str]) -> None:
+        """Until everybody sees it."""
+        path, deadline = f"/projects/{project}/dataset/examples/{example}", time.monotonic() + 60
+        etag = self.http.patch(path, json={"data": data}).headers["etag"]
+        while self.http.get(path).headers["etag"] != etag:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
     def dry_run(self, project: str, **body: Any) -> httpx.Response:
         """Once the files are read."""
         deadline = time.monotonic() + 60
@@ -280,7 +288,7 @@ def test_what_a_run_would_learn_is_seen_before_it_is_started(api: FineTuneFlow):
     seen = api.dry_run(project, **asked)
     example = api.http.get(f"/projects/{project}/dataset/examples", params={"format": "messages"}).json()["items"][0]
     one = api.dry_run(project, **asked, example_id=example["id"]).json()["examples"][0]
-    api.http.patch(f"/projects/{project}/dataset/examples/{example['id']}", json={"data": {"question": "Who?", "answer": "Nobody."}})
+    api.edit(project, example["id"], {"question": "Who?", "answer": "Nobody."})
     edited = api.dry_run(project, **asked, example_id=example["id"]).json()["examples"][0]
     hopeless = api.dry_run(project, hyperparams={"max_seq_length": 8})
 
@@ -291,7 +299,7 @@ def test_what_a_run_would_learn_is_seen_before_it_is_started(api: FineTuneFlow):
     assert 0 < told["trainable_share"] < 1
     assert (told["base_model_id"], told["rows_cut"], told["warnings"]) == ("trainyard/tiny-llama", 0, [])
     assert [piece["text"] for piece in one["segments"] if piece["trained"]] == ["Hello!<|over|>\n", "That is all.<|over|>\n"]
-    assert [piece["text"] for piece in edited["segments"]] == ["<s><|turn|>user\nWho?<|over|>\n<|turn|>assistant\n", "Nobody.<|over|>\n"]
+    assert [piece["text"] for piece in edited["segments"]] == ["<|begin|><|turn|>user\nWho?<|over|>\n<|turn|>assistant\n", "Nobody.<|over|>\n"]
     assert (hopeless.status_code, hopeless.json()["error_code"]) == (422, "NOTHING_TO_LEARN")
     assert "raise max_seq_length" in hopeless.json()["detail"]
     assert api.http.get(f"/projects/{project}/train/status").json() == {"status": "no_runs"}

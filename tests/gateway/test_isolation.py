@@ -12,8 +12,11 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from nats.aio.client import Client
 
 from infra.embedded import Process
+from libs.events import ModelRegistered, Origin
+from libs.events.log import EventLog, Write
 from libs.tiny import BASE
 from services.gateway.app import openapi
 from services.gateway.domain.workspace import may
@@ -41,12 +44,15 @@ BODIES: dict[Operation, dict[str, Any]] = {
     ("PATCH", "/v2/workspaces/{workspace_id}/members/{user_id}"): {"json": {"role": "viewer"}},
     ("POST", "/v2/bus-credentials"): {"json": {"name": "a stranger's own"}},
     ("POST", "/v2/users/{user_id}/credits"): {"json": {"amount": 1}},
+    ("POST", "/datasets/upload"): {"files": {"file": ("mine.csv", b"a,b\n1,2\n")}, "data": {"name": "a stranger's own"}},
+    ("POST", "/training/start"): {"json": {"dataset_id": str(uuid4()), "model_type": "mlp"}},
     ("POST", "/webhooks"): {"json": {"url": "https://receiver.invalid/a-strangers-own", "events": ["training.completed"]}},
 }
 FOR_ADMINS = {("PATCH", "/v2/users/{user_id}"), ("POST", "/v2/users/{user_id}/credits")}
-OF_A_WORKSPACE = {"workspace_id", "project_id", "job_id", "webhook_id"}
+OF_A_WORKSPACE = {"workspace_id", "project_id", "job_id", "dataset_id", "model_id", "webhook_id"}
 OF_A_PERSON = {"user_id", "key_id", "credential_id"}
 """What the first id of a path is of: that of a person is nobody else's, whatever workspaces they share."""
+OF_EVERYBODY = {"preset_name"}
 FOR_OWNERS = ("/webhooks/", "/v2/workspaces/{workspace_id}/members")
 """Of all that is in a workspace what needs to be its owner: to read these webhooks, and to change either."""
 LEAVING = {("POST", "/auth/logout"), ("POST", "/auth/password")}
@@ -73,11 +79,11 @@ def operations() -> list[Operation]:
 
 
 @pytest.fixture(scope="module")
-async def owned(door: httpx.AsyncClient) -> Owned:
-    return await owner_of_everything(door)
+async def owned(door: httpx.AsyncClient, infra_nc: Client) -> Owned:
+    return await owner_of_everything(door, EventLog(infra_nc, source="/tests"))
 
 
-async def owner_of_everything(door: httpx.AsyncClient) -> Owned:
+async def owner_of_everything(door: httpx.AsyncClient, log: EventLog) -> Owned:
     person = await registered(door)
 
     async def made(path: str, **body: Any) -> Any:
@@ -88,12 +94,19 @@ async def owner_of_everything(door: httpx.AsyncClient) -> Owned:
     project = (await made("/projects", json={"name": "secret-of-the-owner"}))["id"]
     await made(f"/projects/{project}/model/resolve", json={"model_id": BASE})
     file = (await made(f"/projects/{project}/files/upload", **FILE))["files"][0]
+    dataset = await made("/datasets/upload", files={"file": ("mine.csv", b"secret-of-the-owner,b\n1,2\n")}, data={"name": "secret-of-the-owner"})
+    run = (await made("/training/start", json={"dataset_id": dataset["id"], "model_type": "mlp"}))["job_id"]
+    model = ModelRegistered(model_id=run, name="MLP_v1", model_type="mlp", dataset_id=dataset["id"])
+    await log.append([Write(events=[model], after=0)], origin=Origin(tenant=person.id))
     ids = {
         "project_id": project,
         "file_id": file["id"],
-        "job_id": file["job_id"],
+        "job_id": run,
+        "dataset_id": dataset["id"],
+        "model_id": run,
         "example_id": str(uuid4()),
         "filename": "adapter_config.json",
+        "preset_name": "lora-sft",
         "user_id": person.id,
         "workspace_id": person.id,
         "webhook_id": (await made("/webhooks", json={"url": "https://receiver.invalid/secret-of-the-owner", "events": ["training.completed"]}))["id"],
@@ -105,7 +118,9 @@ async def owner_of_everything(door: httpx.AsyncClient) -> Owned:
 
 def first_id(operation: Operation) -> str:
     found = re.search(r"\{([^}]*)\}", operation[1])
-    assert found is None or found[1] in OF_A_WORKSPACE | OF_A_PERSON, f"{operation}: say above whether a {found[1]} is of a workspace or of a person"
+    assert found is None or found[1] in OF_A_WORKSPACE | OF_A_PERSON | OF_EVERYBODY, (
+        f"{operation}: say above whether a {found[1]} is of a workspace or of a person"
+    )
     return found[1] if found else ""
 
 
@@ -153,18 +168,19 @@ async def test_what_is_anothers_is_not_there(door: httpx.AsyncClient, owned: Own
     ann, stranger = owned.person, await registered(door)
     as_stranger, as_owner = asking(door, owned, stranger.headers), asking(door, owned, ann.headers)
     before = await whats_hers(door, owned)
-    known, leaks, vain = [*owned.ids.values(), ann.username, "secret-of-the-owner"], [], []
+    known = [ann.username, "secret-of-the-owner", *(id for name, id in owned.ids.items() if name not in OF_EVERYBODY)]
+    leaks, vain = [], []
 
     for operation in operations:
         status, text = await as_stranger(operation)
-        theirs = "{" in operation[1]
+        theirs = first_id(operation) not in OF_EVERYBODY | {""}
         if status not in (404, 403) if theirs else any(word in text for word in known):
             leaks.append((operation, status, text))
     assert leaks == []
     assert await whats_hers(door, owned) == before
 
     for operation in operations:
-        if "{" in operation[1] and operation not in FOR_ADMINS:
+        if first_id(operation) not in OF_EVERYBODY | {""} and operation not in FOR_ADMINS:
             stranger_again = await asking(door, owned, bearer(await entered(door, stranger)))(operation)
             if (answer := await as_owner(operation)) == stranger_again:
                 vain.append((operation, answer))
@@ -172,8 +188,8 @@ async def test_what_is_anothers_is_not_there(door: httpx.AsyncClient, owned: Own
 
 
 @pytest.mark.parametrize("role", ["viewer", "annotator", "editor"])
-async def test_a_member_gets_as_far_as_the_role_goes_and_a_removed_one_nowhere(door: httpx.AsyncClient, operations: list[Operation], role: str):
-    owned, member, stranger = await owner_of_everything(door), await registered(door), await registered(door)
+async def test_a_member_gets_as_far_as_the_role_goes_and_a_removed_one_nowhere(door: httpx.AsyncClient, operations: list[Operation], log: EventLog, role: str):
+    owned, member, stranger = await owner_of_everything(door, log), await registered(door), await registered(door)
     ann = owned.person
     as_owner, as_member, as_stranger = (asking(door, owned, person.headers) for person in (ann, member, stranger))
     there = [operation for operation in operations if first_id(operation) in OF_A_WORKSPACE]
@@ -201,12 +217,23 @@ async def test_a_member_gets_as_far_as_the_role_goes_and_a_removed_one_nowhere(d
     assert wrong == []
 
 
+async def test_nothing_is_fitted_to_anothers_data_set(door: httpx.AsyncClient, owned: Owned, log: EventLog):
+    """It is named in the body, not in the path."""
+    stranger, before = await registered(door), await whats_hers(door, owned)
+    asked = {"dataset_id": owned.ids["dataset_id"], "model_type": "mlp"}
+    for elsewhere in ({}, {"X-Workspace": owned.person.id}):
+        answer = await door.post("/training/start", json=asked, headers={**stranger.headers, **elsewhere})
+        assert answer.status_code == 404, answer.text
+
+    assert await whats_hers(door, owned) == before
+
+
 async def test_naming_anothers_workspace_helps_nobody(door: httpx.AsyncClient, owned: Owned, operations: list[Operation]):
     removed, stranger = await registered(door), await registered(door)
     members, ann = f"/v2/workspaces/{owned.person.id}/members", owned.person
     await door.post(members, json={"username": removed.username, "role": "editor"}, headers=ann.headers)
     await door.delete(f"{members}/{removed.id}", headers=ann.headers)
-    before, leaks = await whats_hers(door, owned), []
+    before, leaks, heeded = await whats_hers(door, owned), [], dict[Operation, bool]()
 
     for person in (removed, stranger):
         ask = asking(door, owned, {**person.headers, "X-Workspace": ann.id})
@@ -214,8 +241,12 @@ async def test_naming_anothers_workspace_helps_nobody(door: httpx.AsyncClient, o
             if "{" not in operation[1] and operation not in LEAVING and not is_open(operation):
                 status, text = await ask(operation)
                 leaks += [(operation, status, text)] if any(word in text for word in (ann.username, "secret-of-the-owner")) else []
+                if status < 300 or ann.id in text:
+                    heeded[operation] = status == 404
 
     assert leaks == []
+    assert len(heeded) > 15
+    assert {operation for operation, here in heeded.items() if here} == {operation for operation in heeded if operation in with_header()}
     assert await whats_hers(door, owned) == before
 
 
@@ -233,10 +264,20 @@ async def test_a_socket_about_a_job_is_refused_to_who_may_not_see_it(guarded: Pr
     assert statuses == [401, 401, 401, 404, 404]
 
 
+def with_header() -> set[Operation]:
+    """Of which the document says that they heed X-Workspace."""
+    every = [(method.upper(), path, operation) for path, item in openapi()["paths"].items() for method, operation in item.items()]
+    return {(method, path) for method, path, operation in every if any(given["name"] == "X-Workspace" for given in operation.get("parameters", []))}
+
+
 async def entered(door: httpx.AsyncClient, person: Person) -> str:
     return (await door.post("/auth/login", json={"username": person.username, "password": PASSWORD})).json()["access_token"]
 
 
 async def whats_hers(door: httpx.AsyncClient, owned: Owned) -> list[str]:
-    paths = ["/projects", "/v2/keys", *(owned.at(path) for path in ("/projects/{project_id}", "/projects/{project_id}/files", "/jobs/{job_id}"))]
+    paths = [
+        "/projects",
+        "/v2/keys",
+        *(owned.at(path) for path in ("/projects/{project_id}", "/projects/{project_id}/files", "/jobs/{job_id}", "/datasets/{dataset_id}")),
+    ]
     return [(await door.get(path, headers=owned.person.headers)).text for path in paths]

@@ -140,13 +140,12 @@ async def test_the_documents_example_is_answered_as_the_document_says(api: httpx
 
     told = answer.json()
     assert answer.status_code == 200
-    assert {**told, "estimated_training_vram_gb": None} == {
+    assert {name: value for name, value in told.items() if name not in ("estimated_training_vram_gb", "least_training_vram_gb", "estimated_for")} == {
         "model_id": "meta-llama/Llama-3.1-8B",
         "model_type": "llama",
         "num_parameters": 8030261248,
         "estimated_vram_fp16_gb": 16.06,
         "estimated_vram_4bit_gb": 5.52,
-        "estimated_training_vram_gb": None,
         "architecture": "LlamaForCausalLM",
         "vocab_size": 128256,
         "max_position_embeddings": 131072,
@@ -154,9 +153,12 @@ async def test_the_documents_example_is_answered_as_the_document_says(api: httpx
         "valid": True,
         "warnings": [],
         "revision": SHA,
+        "hardware": None,
     }
-    need = told["estimated_training_vram_gb"]
-    assert 7.9 < need["qlora"] < 11 < 17.4 < need["lora"] < 23 < need["full"]
+    need, least = told["estimated_training_vram_gb"], told["least_training_vram_gb"]
+    assert 8 < least["qlora"] < 11 < 17 < least["lora"] < 20 < 8.03 * 18 < least["full"] < 160
+    assert all(need[method] > least[method] for method in ("full", "lora", "qlora"))
+    assert told["estimated_for"]["per_device_batch_size"] == 4
 
 
 async def test_a_resolved_model_belongs_to_the_project(api: httpx.AsyncClient, project: str):
@@ -168,7 +170,7 @@ async def test_a_resolved_model_belongs_to_the_project(api: httpx.AsyncClient, p
     listed = next(item for item in (await api.get("/projects")).json()["items"] if item["id"] == project)
     assert (before["base_model_id"], before["model_info"]) == (None, None)
     assert (after["base_model_id"], listed["base_model_id"]) == ("trainyard/tiny-llama", "trainyard/tiny-llama")
-    assert after["model_info"] == {name: value for name, value in told.items() if name != "revision"}
+    assert after["model_info"] == {name: value for name, value in told.items() if name not in ("revision", "hardware")}
     assert (told["num_parameters"], told["valid"], told["architecture"]) == (125248, True, "LlamaForCausalLM")
 
 
@@ -400,10 +402,10 @@ async def test_what_cannot_be_fine_tuned_is_not_valid_and_says_why(hub: Hub, the
 async def test_parameters_are_counted_from_the_config_when_the_hub_does_not_say(hub: Hub, the_hub: FakeHub, config: Any, count: int | None):
     the_hub.model("some/model", config)
 
-    info = (await hub.describe("some/model")).info
+    model = await hub.describe("some/model")
 
-    assert (info.num_parameters, info.valid) == (count, True)
-    assert (info.estimated_training_vram_gb is None) == (count is None)
+    assert (model.info.num_parameters, model.info.valid) == (count, True)
+    assert (model.shape is None) == (count is None)
 
 
 @pytest.mark.parametrize("status", [404, 401])

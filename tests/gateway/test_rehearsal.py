@@ -54,6 +54,11 @@ class Project:
     async def _there(self, count: int) -> bool:
         return (await self._api.get(f"/projects/{self.id}/dataset/examples", params={"limit": 1})).json()["total"] == count
 
+    async def has(self, **wanted: int) -> bool:
+        """So many that are valid in each split."""
+        stats = (await self._api.get(f"/projects/{self.id}/dataset/stats")).json()
+        return {split: found["count"] for split, found in stats["by_split"].items()} == wanted
+
     async def examples(self) -> list[dict[str, Any]]:
         return (await self._api.get(f"/projects/{self.id}/dataset/examples", params={"limit": 1000})).json()["items"]
 
@@ -125,7 +130,7 @@ async def test_of_many_examples_every_so_manieth_is_looked_at(datasets: Process,
 
     _, question = await ask()
 
-    asked = [json.loads(line.data)["instruction"] for line in question.rows]
+    asked = [msgspec.json.decode(line.data)["instruction"] for line in question.rows]
     places = [int(text.split()[2]) for text in asked]
     assert (len(places), question.of) == (200, 500)
     assert {later - earlier for earlier, later in pairwise(places)} == {2, 3}
@@ -138,7 +143,7 @@ async def test_long_examples_are_fewer_and_too_long_ones_are_not_looked_at(datas
 
     _, question = await ask()
 
-    places = [int(json.loads(line.data)["text"][:3]) for line in question.rows]
+    places = [int(msgspec.json.decode(line.data)["text"][:3]) for line in question.rows]
     assert sum(len(line.data) for line in question.rows) <= 512 * 1024
     assert (places, question.of) == ([*range(0, 60, 3)], 61)
 
@@ -153,12 +158,13 @@ async def test_an_edited_example_is_asked_about_as_it_is_now_and_one_that_is_ref
     await api.patch(f"{of}/{second['id']}", json={"is_valid": False})
     await api.delete(f"{of}/{third['id']}")
     await api.patch(f"{of}/{fourth['id']}", json={"split": "eval"})
+    await eventually(lambda: project.has(train=1, eval=1))
 
     _, question = await ask(example_id=fourth["id"])
 
-    assert [(line.id, json.loads(line.data)) for line in question.rows] == [(first["id"], {"instruction": "Who?", "input": "", "output": "Nobody."})]
+    assert [(line.id, msgspec.json.decode(line.data)) for line in question.rows] == [(first["id"], {"instruction": "Who?", "input": "", "output": "Nobody."})]
     assert question.shown
-    assert (question.shown.id, question.shown.split, json.loads(question.shown.data)) == (fourth["id"], "eval", fourth["data"])
+    assert (question.shown.id, question.shown.split, msgspec.json.decode(question.shown.data)) == (fourth["id"], "eval", fourth["data"])
 
 
 # ---- what is refused

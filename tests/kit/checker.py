@@ -317,7 +317,9 @@ class _Fold:
             case "preparation.completed" if data.get("snapshot"):
                 run["snapshot"] = data["snapshot"]
             case "preparation.completed":
+                told = ("generator", "model", "tokenizer", "splits", "refused_files", "notes")
                 job["result"] = {"rows": data["rows"], "valid": data["valid"], "refused": data.get("refused", {})}
+                job["result"] |= {name: data[name] for name in told if data.get(name)}
             case "training.started":
                 run |= {"attempt": data["attempt"], "device": data.get("device", ""), "started_at": run.get("started_at") or fact.at}
             case "training.progress":
@@ -469,7 +471,7 @@ def objects_are_there(evidence: Evidence) -> Iterator[str]:
 
 
 def parts_are_whole(evidence: Evidence) -> Iterator[str]:
-    """The parts of a completed ingest are numbered without gaps, hold the rows they promise, and add up; no row of the file is missing or there twice."""
+    """The parts of a completed preparation are numbered without gaps, hold the rows they promise, and add up; no row of the file is missing or there twice."""
     referred = _referred(evidence.facts)
     loaded: dict[str, Counter[str]] = defaultdict(Counter)
     for row in evidence.rows["examples"]:
@@ -480,21 +482,21 @@ def parts_are_whole(evidence: Evidence) -> Iterator[str]:
         if fact.type == "preparation.produced":
             parts[fact.data["job_id"]].append(fact)
     for fact in evidence.facts:
-        if fact.type == "preparation.completed" and created[fact.data["job_id"]].data["kind"] == "ingest":
-            job = fact.data["job_id"]
-            yield from (f"job {job}: {what}" for what in _wrong_with(parts[job], fact.data))
-            if created[job].data["inputs"]["file"]["key"] in referred:
+        if fact.type == "preparation.completed" and not fact.data.get("snapshot"):
+            job, kind = fact.data["job_id"], created[fact.data["job_id"]].data["kind"]
+            yield from (f"job {job}: {what}" for what in _wrong_with(parts[job], fact.data, in_order=kind not in ("preview", "generate")))
+            if kind == "ingest" and created[job].data["inputs"]["file"]["key"] in referred:
                 yield from (f"job {job}: {what}" for what in _missing_rows(evidence, parts[job], created[job], loaded[job]))
 
 
-def _wrong_with(parts: list[Fact], completed: dict[str, Any]) -> Iterator[str]:
+def _wrong_with(parts: list[Fact], completed: dict[str, Any], *, in_order: bool) -> Iterator[str]:
     numbers = [part.data["part"] for part in parts]
-    if numbers != list(range(1, completed["parts"] + 1)):
+    if (numbers if in_order else sorted(numbers)) != list(range(1, completed["parts"] + 1)):
         yield f"its parts are {numbers}, {completed['parts']} were promised"
     for total in ("rows", "valid"):
         if (found := sum(part.data[total] for part in parts)) != completed[total]:
             yield f"its parts have {found} {total}, {completed[total]} were promised"
-    if completed["rows"] - completed["valid"] != sum(completed.get("refused", {}).values()):
+    if completed["rows"] - completed["valid"] != sum(completed.get("refused", {}).values()) and not completed.get("tokenizer"):
         yield "its refused rows don't add up"
 
 
@@ -517,11 +519,13 @@ def _missing_rows(evidence: Evidence, parts: list[Fact], created: Fact, loaded: 
 
 
 def examples_belong_to_files(evidence: Evidence) -> Iterator[str]:
-    """Every example is a row of a file that is there; every part that is there is loaded."""
+    """Every example is a row of a file that is there, or was generated of a document that is there; every part that is there is loaded."""
     files = {row["id"]: row for row in evidence.rows["files"]}
+    generating = {row["id"]: row["project_id"] for row in evidence.rows["jobs"] if row["kind"] in ("preview", "generate")}
     for row in evidence.rows["examples"]:
         file = files.get(row["file_id"])
-        if file is None or (file["job_id"], file["project_id"]) != (row["job_id"], row["project_id"]):
+        reads = row["job_id"] if generating.get(row["job_id"]) != row["project_id"] else ""
+        if file is None or (file["job_id"], file["project_id"]) != (reads, row["project_id"]):
             yield f"example {row['id']} belongs to no file"
     for row in evidence.rows["parts"]:
         if row["state"] != "loaded":

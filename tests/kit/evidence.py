@@ -138,9 +138,7 @@ class Evidence:
         return [json.loads(line) for line in stored.content.splitlines()]
 
 
-async def collect(
-    servers: Servers, ops: Sequence[Op] = (), deliveries: Sequence[Delivery] = (), *, limit_mb: int = 500, followers: int = 1
-) -> Evidence:
+async def collect(servers: Servers, ops: Sequence[Op] = (), deliveries: Sequence[Delivery] = (), *, limit_mb: int = 500, followers: int = 1) -> Evidence:
     """To be called when everything has come to rest: reads change nothing but a scratch schema that is gone afterwards."""
     settings = load(Gateway, servers.environ("gateway", port=1))
     storage = Storage(settings)

@@ -62,7 +62,7 @@ def _wrong_with(endpoint: Endpoint, got: list[Delivery]) -> Iterator[str]:
         if delivery.taken:
             taken.add(place)
             at = place
-    for place in sorted(places.values() - taken):
+    for place in sorted(set(places.values()) - taken):
         yield f"fact {endpoint.wanted[place][0].seq} {endpoint.wanted[place][0].type} was never delivered"
 
 

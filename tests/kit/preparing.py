@@ -51,9 +51,9 @@ def with_bad_ones(rows: list[str]) -> list[str]:
     return ["{broken" if n % 100 == 50 else rows[0] if n and n % 500 == 0 else row for n, row in enumerate(rows)]
 
 
-async def uploaded(storage: Storage, log: EventLog, origin: Origin, rows: list[str], *, kind: str = "ingest", **changed: Any) -> Recorded:
+async def uploaded(storage: Storage, log: EventLog, origin: Origin, rows: list[str] | bytes, *, kind: str = "ingest", **changed: Any) -> Recorded:
     """The fact that the gateway appends once the bytes are stored."""
-    data = "\n".join(rows).encode()
+    data = rows if isinstance(rows, bytes) else "\n".join(rows).encode()
     job_id = str(uuid.uuid4())
     claim = await storage.put(f"{origin.tenant}/files", data)
     fields = {"filename": "rows.jsonl", "kind": "dataset", "mime_type": JSON_LINES, "size": claim.size, "sha256": claim.sha256, "key": claim.key, **changed}

@@ -14,9 +14,10 @@ from transformers import AutoTokenizer
 
 from infra.embedded import Process, Servers
 from libs import tiny as tiny_llama
-from libs.events import FineTune
+from libs.events import Claim, FineTune
 from libs.rehearsal import SUBJECT, Answer, Line, Question, Seen, Segment, Spread
 from libs.runtime import bus
+from libs.storage import Storage
 from services.training.frames import RunSpec
 from services.training.runner import tiny
 from services.training.runner.examples import Reading, examples
@@ -304,6 +305,22 @@ async def test_a_hostile_chat_template_is_refused_in_words(gateway: Client, cach
 
     assert refused
     assert (refused.code, "chat template can't be used" in refused.message) == ("model", True)
+
+
+async def test_of_a_base_that_was_trained_here_all_but_the_weights_is_fetched(gateway: Client, storage: Storage, cache: Path):
+    nowhere = Claim(key="t/nowhere", sha256="0" * 64, size=1)
+    files = {path.name: await storage.put(f"t/{path.name}", path.read_bytes()) for path in tiny.folder(cache).iterdir() if path.suffix != ".safetensors"}
+    there, gone = (
+        [{"job_id": "1", "project_id": "1", "method": "full", "files": msgspec.to_builtins(files | more)}]
+        for more in ({"model.safetensors": nowhere}, {"config.json": nowhere})
+    )
+
+    told_of = seen(await told(gateway, question(kit.sums(2), base_model="trainyard/1", ancestors=there)))
+    refused = (await told(gateway, question(kit.sums(2), base_model="trainyard/1", ancestors=gone))).refusal
+
+    assert told_of.trainable_share > 0
+    assert refused
+    assert (refused.code, "not in the object store" in refused.message) == ("model", True)
 
 
 async def test_a_process_that_is_killed_is_said_and_the_next_one_is_asked(training: Process, gateway: Client, cache: Path, tmp_path: Path):

@@ -10,6 +10,7 @@ from typing import IO
 import msgspec
 
 from libs.runtime import network, orphan
+from libs.sniff import PARQUET
 from services.datasets.documents.blocks import OUT_OF_BOUNDS, Block, End, Found, Limits, Order, Refusal, Refused, packed
 
 OLD_OFFICE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
@@ -20,6 +21,7 @@ NAMES = {
     "application/vnd.openxmlformats-officedocument.wordprocessingml.document": "a Word document (.docx)",
     "text/plain": "text",
     "text/markdown": "markdown",
+    PARQUET: "a Parquet file",
 }
 
 Reader = Callable[[IO[bytes], Limits], Iterator[Found]]
@@ -77,6 +79,10 @@ def reader(file: IO[bytes], mime_type: str) -> Reader:
         from services.datasets.documents import word
 
         return word.read
+    if found == PARQUET == wanted:
+        from services.datasets.documents import columns
+
+        return columns.read
     if found == "text" == wanted:
         from services.datasets.documents import text
 
@@ -90,6 +96,8 @@ def kind(head: bytes, wanted: str) -> str:
         return "application/zip"
     if head.startswith(OLD_OFFICE):
         return "old office"
+    if head.startswith(b"PAR1"):
+        return PARQUET
     return "application/pdf" if head.startswith(b"%PDF-") or (b"%PDF-" in head and wanted == "application/pdf") else "text"
 
 

@@ -101,7 +101,7 @@ def _frames(held: bytearray) -> Iterator[tuple[bytes, Frame]]:
 
 
 def _blamed(status: int) -> Exception:
-    if status in (OUT_OF_BOUNDS, -signal.SIGXCPU, -signal.SIGKILL):
+    if status in (OUT_OF_BOUNDS, -signal.SIGXCPU, -signal.SIGKILL, -signal.SIGABRT):
         return _out_of_bounds()
     if status < 0:
         return Refusal("damaged", "The document is damaged in a way that brings its reader down. Save it anew and upload that.")

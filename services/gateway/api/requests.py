@@ -5,10 +5,12 @@ import os
 import re
 import time
 import uuid
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, Response
+from litestar.openapi.spec import OpenAPIType, Operation, Parameter, Schema
 from litestar.params import QueryParameter
 
 from libs import telemetry
@@ -32,6 +34,15 @@ _PLACE = "workspace"
 AnyRequest = Request[Any, Any, Any]
 
 
+@dataclass
+class InWorkspace(Operation):
+    """Of routes for what is in no workspace yet, and for lists."""
+
+    def __post_init__(self) -> None:
+        about = "Id of a workspace that you are in: something new is made there instead of in your own, and a list is of it alone"
+        self.parameters = [*(self.parameters or []), Parameter("X-Workspace", "header", schema=Schema(type=OpenAPIType.STRING), description=about)]
+
+
 async def find(request: AnyRequest, places: Places) -> None:
     """Before any route: in which workspace the thing in its path is, and whether the caller's role there is enough. Who is in no other pays nothing for it."""
     principal = caller(request)
@@ -49,13 +60,20 @@ def caller(request: AnyRequest) -> Principal:
     return request.scope["principal"]  # pyright: ignore[reportTypedDictNotRequiredAccess, reportGeneralTypeIssues]  # put there by the edge
 
 
+async def asked_by(request: AnyRequest, principal: Principal) -> None:
+    """At a door where only the body says who asks: counts the request for that one, or refuses it."""
+    await request.scope["count"](principal)  # pyright: ignore[reportTypedDictNotRequiredAccess, reportGeneralTypeIssues]  # put there by the edge
+
+
 def tenant(request: AnyRequest, *, needs: Power | None = None) -> str:
     """The workspace of the thing in the path; for something new the one that X-Workspace names, or else the caller's own."""
-    if (found := request.scope.get(_PLACE)) is not None:
-        return found  # pyright: ignore[reportReturnType]
     principal = caller(request)
-    place = _named(request) or principal.tenant
-    need(principal, place, needs or (READ if request.method == "GET" else CHANGE))
+    place: str | None = request.scope.get(_PLACE)  # pyright: ignore[reportAssignmentType]
+    if place is None:
+        place = _named(request) or principal.tenant
+        needs = needs or (READ if request.method == "GET" else CHANGE)
+    if needs:
+        need(principal, place, needs)
     return place
 
 

@@ -174,6 +174,7 @@ async def load(db: asyncpg.Pool, tenant: str, model_id: str) -> tuple[Model | No
     return Model(**columns), version
 
 
-async def artifact(db: asyncpg.Pool, tenant: str, model_id: str, name: str) -> Claim | None:
-    found = await db.fetchval("select r.artifacts -> $3 from models m join runs r on r.id = m.id where m.tenant = $1 and m.id = $2", tenant, model_id, name)
-    return msgspec.json.decode(found, type=Claim) if found else None
+async def artifacts(db: asyncpg.Pool, tenant: str, model_id: str) -> dict[str, Claim] | None:
+    """By file name. None when there is no such model."""
+    found = await db.fetchval("select r.artifacts from models m join runs r on r.id = m.id where m.tenant = $1 and m.id = $2", tenant, model_id)
+    return None if found is None else msgspec.json.decode(found, type=dict[str, Claim])

@@ -51,11 +51,16 @@ class Progress:
         if seq <= self.seq:
             return True
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting, (seq, next(self._ticket), future))
+        waiter = (seq, next(self._ticket), future)
+        heapq.heappush(self._waiting, waiter)
         try:
             await within(patience, future)
         except TimeoutError:
             return False
+        finally:
+            if seq > self.seq:  # nobody has taken it out: it would stay as long as the views stand still
+                self._waiting.remove(waiter)
+                heapq.heapify(self._waiting)
         return True
 
 

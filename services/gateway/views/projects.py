@@ -323,7 +323,7 @@ async def load(db: asyncpg.Pool, tenant: str, project_id: str) -> tuple[Project 
                   (select json_agg(j.id) from jobs j
                     where j.project_id = p.id and j.status not in ('succeeded', 'failed', 'cancelled')) as active_jobs,
                   (select json_agg(j.id) from jobs j
-                    where p.lent <> '{}' and j.id in (select jsonb_object_keys(p.lent)) and j.status not in ('succeeded', 'failed', 'cancelled')) as lent_to,
+                    where p.lent::text <> '{}' and j.id in (select json_object_keys(p.lent)) and j.status not in ('succeeded', 'failed', 'cancelled')) as lent_to,
                   (select json_agg(j.id) from jobs j
                     where j.project_id = p.id and j.kind in ('ingest', 'generate')
                       and (j.status in ('failed', 'cancelled')

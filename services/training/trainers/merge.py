@@ -4,7 +4,6 @@ W' = W + s B A, summed in float32 and rounded once to the type that the base is 
 bits only: rounding what was learned to 4 bits would take a part of it away. How far the merged model is from what the run saw is measured and told.
 """
 
-import errno
 import gc
 import math
 import os
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -56,10 +54,6 @@ def merge(spec: RunSpec, tell: Tell, wishes: Wishes) -> Completed | Stopped:
         if not ran_out_of_memory(error):
             raise
         raise Failure("oom", f"The memory of {machine.name(spec.device)} is too small to merge this model. The adapter can be exported without it.") from error
-    except (OSError, SafetensorError) as error:
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-            raise Failure("disk", "The disk of the training service is full. Free some room, then export again.") from error
-        raise
 
 
 def _merge(spec: RunSpec, tell: Tell, wishes: Wishes) -> Completed:
@@ -169,7 +163,9 @@ def _compared(made: Made, folder: Path, device: torch.device, wishes: Wishes) ->
 def _check_disk(folder: Path, weights: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < weights + BESIDES:
-        raise Failure("disk", f"The merged model takes {weights / 1e9:.1f} GB of disk for a while, and the training service has {free / 1e9:.1f} GB free only.")
+        raise Failure(
+            "disk_full", f"The merged model takes {weights / 1e9:.1f} GB of disk for a while, and the training service has {free / 1e9:.1f} GB free only."
+        )
 
 
 def _device(wanted: str, weights: int) -> torch.device:

@@ -12,7 +12,7 @@ from libs.config import Gateway
 from services.gateway.accounts import Accounts, WrongCredentials
 from services.gateway.api.auth import Email, FullName, Login, Password, Username, address, person
 from services.gateway.api.problems import Refused
-from services.gateway.api.requests import AnyRequest
+from services.gateway.api.requests import AnyRequest, asked_by
 from services.gateway.domain.user import LogOut
 from services.gateway.tokens import LIFETIME
 
@@ -73,9 +73,11 @@ async def log_in(request: AnyRequest, data: JSONBody[Login], accounts: NamedDepe
 
 
 @post("/auth/refresh", status_code=200, summary="A new access token")
-async def refresh(data: JSONBody[Refresh], accounts: NamedDependency[Accounts]) -> Access:
+async def refresh(request: AnyRequest, data: JSONBody[Refresh], accounts: NamedDependency[Accounts]) -> Access:
     """The refresh token stays good until it ends, is logged out, or the password is changed."""
-    return Access(access_token=await accounts.refreshed(data.refresh_token))
+    principal, access = await accounts.refreshed(data.refresh_token)
+    await asked_by(request, principal)
+    return Access(access_token=access)
 
 
 @post("/auth/logout", status_code=204, summary="End this session")

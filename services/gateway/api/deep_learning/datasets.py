@@ -12,7 +12,7 @@ import msgspec
 from litestar import Response, delete, get, post
 from litestar.di import NamedDependency
 from litestar.enums import MediaType
-from litestar.openapi.spec import OpenAPIFormat, OpenAPIMediaType, OpenAPIType, Operation, Reference, RequestBody, Schema
+from litestar.openapi.spec import OpenAPIFormat, OpenAPIMediaType, OpenAPIType, Reference, RequestBody, Schema
 from litestar.params import FromPath, FromQuery, QueryParameter
 
 from libs.config import Gateway
@@ -22,7 +22,7 @@ from libs.storage import Storage
 from services.gateway.api import uploads
 from services.gateway.api.deep_learning.words import Limit, Page, stamp
 from services.gateway.api.problems import Refused
-from services.gateway.api.requests import AnyRequest, answered, fingerprint, if_match, new_id, origin, tenant, tenants
+from services.gateway.api.requests import AnyRequest, InWorkspace, answered, fingerprint, if_match, new_id, origin, tenant, tenants
 from services.gateway.api.uploads import Form, Limits
 from services.gateway.commands import Commands
 from services.gateway.domain.dataset import CreateDataset, Dataset, DeleteDataset
@@ -87,10 +87,11 @@ class DatasetPage(msgspec.Struct, kw_only=True):
 
 
 @dataclass
-class Upload(Operation):
+class Upload(InWorkspace):
     """The form is read as it streams in, so the framework can't tell what it holds."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         fields: dict[str, Reference | Schema] = {name: Schema(type=OpenAPIType.STRING, max_length=longest) for name, longest in _LONGEST.items()}
         fields["file"] = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
         form = Schema(type=OpenAPIType.OBJECT, required=["file", "name"], properties=fields)
@@ -123,7 +124,7 @@ async def upload_dataset(
     return answered(outcome, out, status=201, location=f"/datasets/{dataset_id}")
 
 
-@get("/datasets", summary="List data sets")
+@get("/datasets", summary="List data sets", operation_class=InWorkspace)
 async def list_datasets(
     request: AnyRequest,
     db: NamedDependency[asyncpg.Pool],

@@ -14,7 +14,7 @@ from libs.storage import Storage
 from services.gateway.api import downloads
 from services.gateway.api.deep_learning.words import Limit, Page, stamp
 from services.gateway.api.problems import Refused
-from services.gateway.api.requests import AnyRequest, answered, if_match, origin, tenant, tenants
+from services.gateway.api.requests import AnyRequest, InWorkspace, answered, if_match, origin, tenant, tenants
 from services.gateway.commands import Commands
 from services.gateway.domain.errors import NotFound
 from services.gateway.domain.model import DeleteModel
@@ -49,7 +49,7 @@ class ModelDetail(ModelOut, kw_only=True):
     """What can be downloaded, with its size in bytes."""
 
 
-@get("/models", summary="List models")
+@get("/models", summary="List models", operation_class=InWorkspace)
 async def list_models(
     request: AnyRequest,
     db: NamedDependency[asyncpg.Pool],
@@ -89,7 +89,9 @@ async def download_model(
     request: AnyRequest, model_id: FromPath[UUID], filename: FromPath[str], db: NamedDependency[asyncpg.Pool], storage: NamedDependency[Storage]
 ) -> Response[Any]:
     """The weights as safetensors, the whole as ONNX, how an input is prepared, and a card with an example that loads it. Ranges work."""
-    if (claim := await models.artifact(db, tenant(request), str(model_id), filename)) is None:
+    if (artifacts := await models.artifacts(db, tenant(request), str(model_id))) is None:
+        raise NotFound(what="Model", id=str(model_id))
+    if (claim := artifacts.get(filename)) is None:
         raise Refused(404, f"This model has no file '{filename[:100]}'")
     return await downloads.send(request, storage, [claim], filename=filename)
 

@@ -14,7 +14,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from libs.config import Gateway
 from services.gateway.api.problems import Refused
-from services.gateway.api.requests import AnyRequest, Limit, Offset, answered, fingerprint, if_match, new_id, origin, tenant
+from services.gateway.api.requests import AnyRequest, InWorkspace, Limit, Offset, answered, fingerprint, if_match, new_id, origin, tenant
 from services.gateway.commands import Commands
 from services.gateway.domain.errors import NotFound
 from services.gateway.domain.webhook import ChangeWebhook, CreateWebhook, DeleteWebhook, PingWebhook, ReplayWebhook, Webhook
@@ -110,7 +110,7 @@ class Queued(msgspec.Struct, kw_only=True):
     sequence: int
 
 
-@post("/webhooks", status_code=201, summary="Register an endpoint")
+@post("/webhooks", status_code=201, summary="Register an endpoint", operation_class=InWorkspace)
 async def create_webhook(
     request: AnyRequest,
     data: JSONBody[WebhookNew],
@@ -139,7 +139,7 @@ async def create_webhook(
     return answered(outcome, _from_state(outcome.state, secret), status=201, location=f"/webhooks/{id}")
 
 
-@get("/webhooks", summary="List endpoints, newest first")
+@get("/webhooks", summary="List endpoints, newest first", operation_class=InWorkspace)
 async def list_webhooks(request: AnyRequest, db: NamedDependency[asyncpg.Pool], limit: Limit = 50, offset: Offset = 0) -> WebhookPage:
     rows, total = await webhooks.page(db, tenant(request, needs=MANAGE), limit=limit, offset=offset)
     return WebhookPage(total=total, webhooks=[_from_row(row) for row in rows])

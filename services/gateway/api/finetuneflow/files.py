@@ -18,6 +18,7 @@ from litestar.params import FromPath, FromQuery, QueryParameter
 from libs.config import Gateway
 from libs.events import Address, File, ProjectFilesAdded, uuid7
 from libs.events.log import EventLog, Unavailable
+from libs.sniff import PARQUET
 from libs.storage import Storage
 from services.gateway.api import uploads
 from services.gateway.api.finetuneflow.words import stamp
@@ -30,7 +31,7 @@ from services.gateway.domain.project import DATASET as UPLOAD
 from services.gateway.domain.project import DOCUMENT, AddFiles, DeleteFile, Project
 from services.gateway.views import projects
 
-DATASET = frozenset({"application/json", "application/jsonl", "text/csv", "text/plain"})
+DATASET = frozenset({"application/json", "application/jsonl", "text/csv", "text/plain", PARQUET})
 DOCUMENTS = frozenset({"application/pdf", uploads.WORD, uploads.UTF16, "text/plain", "text/markdown"})
 KINDS = (DOCUMENT, UPLOAD)
 
@@ -164,7 +165,7 @@ def _mime_type(uploaded: Uploaded, kind: str) -> str:
     else:
         accepted = DOCUMENTS
         ending = uploaded.filename.rpartition(".")[2].lower()
-        found = "text/plain" if found in DATASET and ending in uploads.TEXTS else found
+        found = "text/plain" if found in DATASET - {PARQUET} and ending in uploads.TEXTS else found
     if found not in accepted:
         raise uploads.unsupported(uploaded.filename, found)
     return found

@@ -12,7 +12,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from services.gateway.api.finetuneflow.words import stamp, stamp_of_text, word
 from services.gateway.api.problems import Refused
-from services.gateway.api.requests import AnyRequest, Limit, Offset, answered, fingerprint, if_match, new_id, origin, tenant, tenants
+from services.gateway.api.requests import AnyRequest, InWorkspace, Limit, Offset, answered, fingerprint, if_match, new_id, origin, tenant, tenants
 from services.gateway.commands import Commands
 from services.gateway.domain.errors import NotFound
 from services.gateway.domain.project import ChangeProject, CreateProject, DeleteProject, Project
@@ -76,7 +76,7 @@ class ProjectPage(msgspec.Struct, kw_only=True):
     offset: int
 
 
-@post("/projects", status_code=201, summary="Create a project")
+@post("/projects", status_code=201, summary="Create a project", operation_class=InWorkspace)
 async def create_project(request: AnyRequest, data: JSONBody[ProjectNew], commands: NamedDependency[Commands]) -> Response[ProjectOut]:
     """With an Idempotency-Key a repeat gives the first answer again; another body under the same key is a 422.
 
@@ -94,7 +94,7 @@ async def create_project(request: AnyRequest, data: JSONBody[ProjectNew], comman
     return answered(outcome, _from_state(outcome.state), status=201, location=f"/projects/{outcome.state.id}")
 
 
-@get("/projects", summary="List projects, newest first")
+@get("/projects", summary="List projects, newest first", operation_class=InWorkspace)
 async def list_projects(
     request: AnyRequest,
     db: NamedDependency[asyncpg.Pool],

@@ -13,8 +13,10 @@ from msgspec import UNSET, UnsetType
 
 from libs.config import Gateway
 from libs.events import FineTune
+from libs.events.log import EventLog
 from libs.rehearsal import SECONDS, SUBJECT, Answer, Line, Question, Refusal, Seen
-from services.gateway.api.finetuneflow.training import TrainStart, echoed, wanted
+from libs.storage import Storage
+from services.gateway.api.finetuneflow.training import TrainStart, echoed, own_base, wanted
 from services.gateway.api.problems import Refused
 from services.gateway.api.requests import AnyRequest, tenant
 from services.gateway.commands import Commands
@@ -24,7 +26,7 @@ from services.gateway.questions import NoAnswer, Questions
 from services.gateway.views import examples, projects
 from services.gateway.views.examples import Row, Wanted
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 MOST_ROWS = 200
 MOST_BYTES = 512 * 1024
@@ -59,6 +61,8 @@ async def dry_run(
     commands: NamedDependency[Commands],
     questions: NamedDependency[Questions],
     settings: NamedDependency[Gateway],
+    log: NamedDependency[EventLog],
+    storage: NamedDependency[Storage],
 ) -> DryRun:
     """Takes what `train/start` takes and changes nothing. Up to 200 examples, evenly over the data set, are rendered by the model's own chat template and tokenizer,
     as a run would; `segments` say what of it is learned. 422 where no token is, 409 while the first examples are still being read."""
@@ -66,7 +70,8 @@ async def dry_run(
     project, _ = await commands.newest(Project, id, tenant=here, known=await projects.load(db, here, id))
     if project is None or project.deleted:
         raise NotFound(what="Project", id=id)
-    tuning = planned(project, StartTraining(project_id=id, job_id="", **wanted(data), smoke=settings.smoke))
+    own = await own_base(id, here, db=db, log=log, storage=storage, commands=commands, smoke=settings.smoke)
+    tuning = planned(project, StartTraining(project_id=id, job_id="", **wanted(data), own=own, smoke=settings.smoke))
     coming = still_coming(project)
     shown = None if data.example_id is UNSET else await _shown(db, id, str(data.example_id))
     async with examples.looking(db) as session:
@@ -110,7 +115,7 @@ async def _asked(questions: Questions, question: Question, data: DryRunAsked) ->
     try:
         answer = await questions.ask(SUBJECT, question, answer=Answer, patience=PATIENCE)
     except NoAnswer as error:
-        log.warning("dry run: %s", error)
+        logger.warning("dry run: %s", error)
         raise _down("the training service", "the training service does not answer", retry_after=2) from error
     if answer.refusal:
         raise _refused(answer.refusal, question.tuning)

@@ -9,7 +9,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
 from msgspec import Meta
 
-from services.gateway.api.requests import AnyRequest, caller, tenant
+from services.gateway.api.requests import AnyRequest, InWorkspace, caller, tenant
 from services.gateway.bus_access import Doorkeeper, bus_user, subject
 from services.gateway.domain.bus import Credential
 from services.gateway.domain.user import Principal
@@ -43,7 +43,7 @@ class BusCredentialList(msgspec.Struct, kw_only=True):
     credentials: list[BusCredential]
 
 
-@post("/v2/bus-credentials", status_code=201, summary="Create a credential for the bus")
+@post("/v2/bus-credentials", status_code=201, summary="Create a credential for the bus", operation_class=InWorkspace)
 async def create_bus_credential(request: AnyRequest, data: JSONBody[BusCredentialNew], doorkeeper: NamedDependency[Doorkeeper]) -> Response[BusCredentialShown]:
     """For a NATS client that listens to a workspace's facts as they happen. `password` is shown here and never again. What a client misses while it is away it reads from `/v2/events`."""
     owner = caller(request)

@@ -14,7 +14,7 @@ from litestar.response import Stream
 from libs.events.log import EventLog
 from libs.events.subjects import is_private
 from services.gateway.api.problems import Refused
-from services.gateway.api.requests import AnyRequest, Limit, tenants
+from services.gateway.api.requests import AnyRequest, InWorkspace, Limit, tenants
 from services.gateway.audience import AccessEnded, Audience, Listener
 from services.gateway.live import Live, TooSlow, past
 
@@ -36,6 +36,7 @@ class EventPage(msgspec.Struct, kw_only=True):
 @get(
     "/v2/events",
     summary="Facts of your workspaces, oldest first",
+    operation_class=InWorkspace,
     responses={200: ResponseSpec(EventPage, generate_examples=False, description="A page, or server-sent events without an end")},
 )
 async def read_events(
