@@ -17,6 +17,7 @@ _MAGIC = (
     (b"PK\x05\x06", "application/zip"),
     (b"\x7fELF", "application/x-executable"),
     (b"MZ", "application/x-executable"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "application/x-ole-storage"),
     (b"\x89PNG\r\n\x1a\n", "image/png"),
     (b"\xff\xd8\xff", "image/jpeg"),
     (b"\x1f\x8b", "application/gzip"),

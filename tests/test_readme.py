@@ -46,6 +46,7 @@ def test_the_commands_of_the_readme_run_from_top_to_bottom(platform: dict[str, s
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert '"unknown_format"' in done.stdout
     assert "project.files_added" in done.stdout
+    assert '"trained":true' in done.stdout
     assert "event: complete" in done.stdout
     assert "finetuneflow_export.zip" in done.stdout
     assert "views made anew from" in done.stdout

@@ -80,7 +80,7 @@ class FineTune(msgspec.Struct, frozen=True, kw_only=True):
     seed: Annotated[int, Meta(ge=0, lt=2**31)] = 42
 
 
-class ExportInputs(msgspec.Struct, frozen=True, kw_only=True):
+class ExportInputs(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The export job reads the story of a train job that has completed."""
 
     project_id: str

@@ -25,6 +25,8 @@ PATIENCE = 120.0
 """Seconds for a download."""
 REDIRECTS = 5
 FILE = "tokenizer.json"
+OWN = "trainyard/"
+"""What the names of models begin with that were trained here."""
 
 
 class HubDown(OSError):
@@ -41,14 +43,22 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     """Why it isn't the base model's."""
 
 
-def find(base_model: str, revision: str, settings: Datasets) -> Found:
-    """Takes its time: for a thread."""
+def run_of(base_model: str) -> str:
+    """The train job that left it, where it is a model of our own; else nothing."""
+    return base_model.removeprefix(OWN) if base_model.startswith(OWN) and base_model != tiny.BASE else ""
+
+
+def find(base_model: str, revision: str, settings: Datasets, *, left: bytes = b"") -> Found:
+    """Takes its time: for a thread. `left` is what its run has left, where it is a model of our own."""
     if not base_model:
         return Found(counting=estimate())
     if base_model == tiny.BASE:
         return Found(counting=Counting(tiny_tokenizer.build(), name=tiny.BASE))
     try:
-        data = _from_folder(base_model, settings) if base_model.startswith("/") else _from_hub(base_model, revision, settings)
+        if run_of(base_model):
+            data = left or _nothing(base_model)
+        else:
+            data = _from_folder(base_model, settings) if base_model.startswith("/") else _from_hub(base_model, revision, settings)
         return Found(counting=read(data, name=base_model))
     except _None as why:
         note = str(why)
@@ -56,6 +66,10 @@ def find(base_model: str, revision: str, settings: Datasets) -> Found:
         log.warning("a tokenizer can't be read: %s", why, extra={"base_model": base_model})
         note = f"The {FILE} of {base_model} can't be read"
     return Found(counting=estimate(), note=f"{note}; tokens were estimated instead, a little more than most models make of a text.")
+
+
+def _nothing(base_model: str) -> bytes:
+    raise _None(f"The run of {base_model} left no {FILE} that is still there")
 
 
 def _from_folder(path: str, settings: Datasets) -> bytes:

@@ -6,6 +6,7 @@ import logging
 import uuid
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
+from contextlib import suppress
 from functools import partial
 from tempfile import TemporaryFile
 from typing import IO, Any, TypeVar
@@ -13,7 +14,17 @@ from typing import IO, Any, TypeVar
 import msgspec
 import prometheus_client
 
-from libs.events import ChunkInputs, ChunkSpec, File, PreparationCompleted, PreparationProduced, ProjectFileDeleted, ProjectFilesAdded, decode
+from libs.events import (
+    ChunkInputs,
+    ChunkSpec,
+    File,
+    PreparationCompleted,
+    PreparationProduced,
+    ProjectFileDeleted,
+    ProjectFilesAdded,
+    TrainingCompleted,
+    decode,
+)
 from libs.storage import Missing
 
 from . import base_tokenizer, chunking
@@ -86,7 +97,8 @@ class Chunk(Preparation):
         self._refused: dict[str, Refusal] = {}
         self._notes: list[str] = []
         await self.begin()
-        found = await self._watch(self._in_thread(partial(base_tokenizer.find, spec.base_model, spec.revision, self.settings)))
+        left = await self._watch(self._left_by(base_tokenizer.run_of(spec.base_model)))
+        found = await self._watch(self._in_thread(partial(base_tokenizer.find, spec.base_model, spec.revision, self.settings, left=left)))
         self._note(found.note)
         for file in files:
             await self._divide(file, found.counting, spec)
@@ -111,6 +123,18 @@ class Chunk(Preparation):
                 case _:
                     continue
         return list(found.values())
+
+    async def _left_by(self, run: str) -> bytes:
+        """The tokenizer of a model that was trained here; nothing where there is none."""
+        if not run:
+            return b""
+        async for raw in self.log.scan_to(f"ev.{self.tenant}.training.completed.{run}", last=self.position):
+            completed = decode(raw.data, seq=raw.seq, subject=raw.subject).event
+            file = completed.artifacts.get(base_tokenizer.FILE) if isinstance(completed, TrainingCompleted) else None
+            if file and file.size <= base_tokenizer.LARGEST:
+                with suppress(Missing):
+                    return await self.storage.get(file)
+        return b""
 
     async def _divide(self, file: File, counting: Counting, spec: ChunkSpec) -> None:
         with TemporaryFile() as raw, TemporaryFile() as spool:  # without names: they are gone with this process, however that ends

@@ -36,7 +36,7 @@ def card(run: Run, *, merged: bool = False) -> bytes:
 
 def _head(run: Run, *, whole: bool) -> Iterator[str]:
     """YAML: names that are no more than names, numbers, and hashes."""
-    base = run.tuning.base_model
+    base = run.tuning.root if run.tuning.ancestors else run.tuning.base_model
     snapshot = run.preparation.snapshot
     fields: list[tuple[str, Any]] = [
         ("base_model", base if _HUB_ID.fullmatch(base) else ""),
@@ -48,6 +48,7 @@ def _head(run: Run, *, whole: bool) -> Iterator[str]:
     ]
     lineage = [("project", run.inputs.project_id), ("training_job", run.job.job_id), ("snapshot_sha256", snapshot.sha256 if snapshot else "")]
     lines = [f"{name}: {json.dumps(value)}" for name, value in fields if value]
+    lineage.append(("built_on", run.tuning.ancestors[-1].job_id if run.tuning.ancestors else ""))
     lines += ["trainyard:", *(f"  {name}: {json.dumps(value)}" for name, value in lineage if value)]
     lines.append(f"  sources: {json.dumps([source.job_id for source in run.sources])}")
     yield "\n".join(["---", *lines, "---"])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from libs.tiny import BASE
 
 from .documents import base_revision
-from .markdown import text
+from .markdown import code, text
 from .run import Run
 from .wording import block
 
@@ -26,6 +26,9 @@ _ASKED = (
 
 
 def adapter(run: Run) -> Iterator[str]:
+    if run.tuning.ancestors:
+        yield from _on_top(run)
+        return
     base = run.tuning.base_model if PLAIN_NAME.fullmatch(run.tuning.base_model) else "BASE_MODEL"
     found = base_revision(run)
     revision = f"revision={json.dumps(found)}, " if PLAIN_NAME.fullmatch(found) else ""
@@ -53,6 +56,33 @@ def adapter(run: Run) -> Iterator[str]:
             'To have it merged, export it with `{"merged": true}`. To merge it yourself, load the base in 16 bits, as above, and call '
             "`model.merge_and_unload(safe_merge=True)`. Never merge onto a quantised base: rounding takes away a part of what was learned."
         )
+
+
+def _on_top(run: Run) -> Iterator[str]:
+    """Of a base that was trained here too: on the hub's model alone the adapter would load, and say something else."""
+    below, root = run.tuning.ancestors, run.tuning.root
+    yield (
+        f"Put the files of this export into a folder `adapter`. Its base model, {text(run.tuning.base_model)}, was trained on this platform and is on no hub, so "
+        "**peft alone can't load it by its name**, and on the model that it was trained from it would load without a word and be wrong."
+    )
+    if not run.merged:
+        yield 'Export it with `{"merged": true}` to get one model that loads anywhere.'
+    parts = [f"{'all weights' if one.method == 'full' else 'the adapter'} of the run {code(one.job_id)}, of project {code(one.project_id)}" for one in below]
+    made = [f"{text(root)}{f' at commit {text(run.tuning.root_revision)}' if run.tuning.root_revision else ''}", *parts] if root else parts
+    yield f"The base is made of {'; then '.join(made)}. Exported from there, they are put together like this:"
+    revision = f"revision={json.dumps(run.tuning.root_revision)}, " if PLAIN_NAME.fullmatch(run.tuning.root_revision) else ""
+    start = (root if PLAIN_NAME.fullmatch(root) else "BASE_MODEL") if root else f"export-of-{below[0].job_id}"
+    yield block(
+        "python",
+        "from peft import PeftModel",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'tokenizer = AutoTokenizer.from_pretrained("adapter")',
+        f'base = AutoModelForCausalLM.from_pretrained("{start}", {revision}dtype="auto")',
+        *(f'base = PeftModel.from_pretrained(base, "export-of-{one.job_id}").merge_and_unload()' for one in below if one.method != "full"),
+        'model = PeftModel.from_pretrained(base, "adapter")',
+        *_question(run),
+    )
 
 
 def whole(run: Run, folder: str) -> Iterator[str]:

@@ -125,7 +125,7 @@ def _settings(run: Run) -> Iterator[str]:
     yield "## Settings"
     yield table(
         ["Setting", "Value", ""],
-        [[code(name), text(str(value)), "" if name in asked else "default"] for name, value in msgspec.to_builtins(run.tuning).items()],
+        [[code(name), text(str(value)), "" if name in asked else "default"] for name, value in msgspec.to_builtins(run.tuning).items() if name != "ancestors"],
     )
 
 
@@ -152,6 +152,7 @@ def _lineage(run: Run) -> Iterator[str]:
         ("Project", f"{text(run.project_name)} ({text(run.inputs.project_id)})"),
         ("Asked for by", f"{text(run.created.envelope.actor) or 'nobody by name'}, {run.created.at:%Y-%m-%d %H:%M:%S} UTC"),
         ("Training job", code(run.job.job_id)),
+        *([("Built on the runs", ", then ".join(code(one.job_id) for one in run.tuning.ancestors))] if run.tuning.ancestors else []),
         ("Snapshot of the rows, sha256", code(snapshot.sha256) if snapshot else "—"),
         ("Rows", ", ".join(f"{count:,} {text(split)}" for split, count in sorted(splits.items(), reverse=True)) or "—"),
         ("Position in the log", f"{run.preparation.position:,}: edits up to there are in the rows"),

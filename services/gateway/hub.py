@@ -5,7 +5,7 @@ import json
 import re
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,8 +23,10 @@ from services.gateway.domain.vram import Shape
 ID = re.compile(r"(?!.*(\.\.|--))[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,95})?(?<!\.git)(?<![.-])")
 PATIENCE = 20.0
 """Seconds for all that is asked of the hub about one model."""
-LISTING, CONFIG, HEADER, CARD = 16 * 1024 * 1024, 1024 * 1024, 32 * 1024 * 1024, 64 * 1024
-"""Most bytes of an answer, of a config.json, of a weight file's header and of a model card's."""
+LISTING, CONFIG, HEADER = 16 * 1024 * 1024, 1024 * 1024, 32 * 1024 * 1024
+"""Most bytes of an answer, of a config.json or a model card, and of a weight file's header."""
+TOKENIZERS = frozenset({"tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "sentencepiece.bpe.model", "tekken.json"})
+"""One of these is what a tokenizer is made from."""
 REDIRECTS = 4
 
 Count = Annotated[int, Meta(ge=0, le=2**40)]
@@ -140,7 +142,8 @@ class Hub:
                 raise HubDown(f"the model hub ({self.endpoint}) answers {status}")
         known = listing.safetensors.total if listing.safetensors else None
         weights = any(name.endswith(".safetensors") for name in names)
-        return judged(model_id, config, safetensors=weights, license=listing.license, parameters=known, revision=listing.sha)
+        obstacles = _lacking(names)
+        return judged(model_id, config, safetensors=weights, license=listing.license, parameters=known, revision=listing.sha, obstacles=obstacles)
 
     def _listing(self, model_id: str, until: float) -> "_Listing":
         status, body, headers = self._get(f"/api/models/{quote(model_id)}", most=LISTING, until=until)
@@ -189,18 +192,31 @@ class Hub:
     def _from_folder(self, path: str) -> Model:
         try:
             folder = self._folder(path)
-            file = folder / "config.json"
-            config = file.read_bytes() if file.is_file() and file.stat().st_size <= CONFIG else b""
-            weights = [file for file in sorted(folder.glob("*.safetensors")) if file.is_file()]
-            return judged(path, config, safetensors=bool(weights), license=_on_card(folder / "README.md"), parameters=_counted(weights))
+            config = self._small(folder / "config.json")
+            weights = [file for file in sorted(folder.glob("*.safetensors")) if file.is_file() and self._here(file)]
+            obstacles = _lacking([file.name for file in folder.iterdir()])
+            if _asks_for_code(self._small(folder / "tokenizer_config.json")):
+                obstacles.append("Its tokenizer_config.json asks for code of its own (auto_map), which is never run")
+            licence = _on_card(self._small(folder / "README.md"))
+            return judged(path, config, safetensors=bool(weights), license=licence, parameters=_counted(weights), obstacles=obstacles)
         except (OSError, RuntimeError) as error:
             raise NoSuchModel(path) from error  # what can't be looked at is as good as not there, and no one is told which
 
     def _folder(self, path: str) -> Path:
         folder = Path(path).resolve(strict=True)
-        if any(folder.is_relative_to(root.resolve()) for root in self._roots) and folder.is_dir():
+        if self._here(folder) and folder.is_dir():
             return folder
         raise NoSuchModel(path)
+
+    def _small(self, file: Path) -> bytes:
+        return file.read_bytes() if file.is_file() and self._here(file) and file.stat().st_size <= CONFIG else b""
+
+    def _here(self, path: Path) -> bool:
+        """Links may lead from one configured root to another, and nowhere else."""
+        whole = path.resolve(strict=True)
+        if any(whole.is_relative_to(root.resolve()) for root in self._roots):
+            return True
+        raise NoSuchModel(str(path))
 
 
 def well_formed(model_id: str) -> bool:
@@ -208,12 +224,26 @@ def well_formed(model_id: str) -> bool:
     return ID.fullmatch(model_id) is not None or (model_id.startswith("/") and model_id.isprintable())
 
 
-def _on_card(file: Path) -> str | None:
+def _lacking(names: Collection[str]) -> list[str]:
+    """What the names of its files say already."""
+    lacking: list[str] = []
+    if "config.json" in names and not TOKENIZERS.intersection(names):
+        lacking.append("It has no tokenizer: its files must be beside the model's")
+    if "config.json" in names and "adapter_config.json" in names:
+        lacking.append("It has an adapter in it (adapter_config.json): take the base model alone, or one that the adapter was merged into")
+    return lacking
+
+
+def _asks_for_code(tokenizer_config: bytes) -> bool:
+    try:
+        return bool(tokenizer_config and msgspec.json.decode(tokenizer_config, type=Config).auto_map)
+    except (msgspec.MsgspecError, RecursionError):
+        return False  # who loads it will say what is the matter
+
+
+def _on_card(card: bytes) -> str | None:
     """The licence that the head of a model card names."""
-    if not file.is_file():
-        return None
-    with file.open("rb") as opened:
-        head = re.match(r"---\r?\n(.*?)\r?\n---", opened.read(CARD).decode(errors="replace"), re.DOTALL)
+    head = re.match(r"---\r?\n(.*?)\r?\n---", card.decode(errors="replace"), re.DOTALL)
     named = dict(re.findall(r"^(license|license_name):[ \t]*[\"']?([^\"'#\r\n]+)", head[1], re.MULTILINE)) if head else {}
     name = named.get("license_name") if named.get("license", "").strip() == "other" else named.get("license")
     return _short(name.strip()) if name else None
@@ -299,7 +329,7 @@ def judged(
         valid=not obstacles,
         warnings=obstacles + notes,
     )
-    return Model(info=info, revision=revision, shape=_shape(config) if count else None)
+    return Model(info=info, revision=revision, shape=shape_of(config) if count else None)
 
 
 def _obstacles(config: Config) -> list[str]:
@@ -347,7 +377,7 @@ class _Tensor(msgspec.Struct, frozen=True):
 LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2", "qwen3", "phi3"})
 
 
-def _shape(config: Config) -> Shape | None:
+def shape_of(config: Config) -> Shape | None:
     h, i, layers, heads, v = config.hidden_size, config.intermediate_size, config.num_hidden_layers, config.num_attention_heads, config.vocab_size
     if config.model_type not in LLAMA_LIKE or not (h and i and layers and heads and v):
         return None
@@ -367,6 +397,6 @@ def _shape(config: Config) -> Shape | None:
 
 
 def _computed(config: Config) -> int | None:
-    shape = _shape(config)
+    shape = shape_of(config)
     count = shape.linear + shape.other if shape else 0
     return count if 0 < count < 2**40 else None

@@ -188,7 +188,7 @@ class Attempt:
                 except (BrokenFrame, FileNotFoundError) as error:
                     raise Lost("protocol", f"it promised files that are not there ({error})") from error
             case Failed(code=code, message=message, step=step):
-                if code == "model":
+                if code.startswith(("model", "hub")):
                     models.forget(self._tuning, self._place.models)
                 steps = await self._within(self._place.timing.answer, self._stored_log())
                 return TrainingFailed(

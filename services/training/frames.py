@@ -110,7 +110,7 @@ class Stopped(Frame, frozen=True, kw_only=True, tag="stopped"):
 
 
 class Failed(Frame, frozen=True, kw_only=True, tag="failed"):
-    """`code` is oom, data, model, diverged or internal; the message is for the person who started the run."""
+    """`code` is oom, data, model, model_not_found, model_not_accessible, hub_unreachable, diverged, disk or internal; the message is for the person who started the run."""
 
     code: str
     message: str

@@ -15,7 +15,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from infra.embedded import Servers
 from libs.config import Datasets
-from libs.events import File, JobCreated, Origin, PreparationCompleted, PreparationFailed, PreparationProduced, ProjectFilesAdded, Recorded
+from libs.events import File, JobCreated, Origin, PreparationCompleted, PreparationFailed, PreparationProduced, ProjectFilesAdded, Recorded, TrainingCompleted
 from libs.events.log import EventLog, Write
 from libs.runtime.broker import OUTAGES, HandedOver
 from libs.storage import Storage, StorageDown
@@ -422,6 +422,25 @@ def test_a_folder_is_read_below_the_roots_only(settings: Datasets, tmp_path: Pat
     assert base_tokenizer.find(str(inside), "", settings).counting.name == str(inside)
     for path in (outside, tmp_path / "link", tmp_path / "nowhere"):
         assert base_tokenizer.find(str(path), "", settings).counting.name == ESTIMATE
+
+
+@pytest.mark.parametrize("kept", [True, False])
+async def test_of_a_model_that_was_trained_here_the_tokenizer_counts_that_its_run_left(
+    service: Preparations, storage: Storage, log: EventLog, origin: Origin, kept: bool
+):
+    run = str(uuid.uuid4())
+    claim = await storage.put(f"{origin.tenant}/{run}/1", tiny.build().to_str().encode())
+    if not kept:
+        await storage.delete([claim.key])
+    done = TrainingCompleted(job_id=run, attempt=1, step=1, artifacts={"tokenizer.json": claim}, steps=claim)
+    await log.append([Write(events=[done], after=0)], origin=origin)
+    created = await asked(storage, log, origin, {"a.txt": (b"Some words. " * 9, TEXT)}, base_model=f"trainyard/{run}")
+
+    await service.prepare(created)
+
+    end = await completed(log, created)
+    assert end.tokenizer == (f"trainyard/{run}" if kept else ESTIMATE)
+    assert any("left no tokenizer.json" in note for note in end.notes) == (not kept)
 
 
 def test_a_file_that_is_no_tokenizer_is_replaced_by_the_estimate(settings: Datasets, tmp_path: Path):

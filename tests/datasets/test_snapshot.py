@@ -57,7 +57,8 @@ async def append(log: EventLog, origin: Origin, event: Event) -> Recorded:
 
 async def added(log: EventLog, origin: Origin, *sources: Recorded, **changed: Any) -> None:
     """The files that these ingest jobs read become the project's, unless they are already."""
-    known = {file.job_id for fact in await log.read(f"ev.{origin.tenant}.project.files_added.{PROJECT}") for file in fact.event.files}  # type: ignore
+    before = [fact.event for fact in await log.read(f"ev.{origin.tenant}.project.files_added.{PROJECT}")]
+    known = {file.job_id for event in before if isinstance(event, ProjectFilesAdded) for file in event.files}
     fields = {"filename": "rows.jsonl", "kind": "dataset_upload", "mime_type": "", "size": 1, "sha256": "", "key": "", **changed}
     if files := [File(file_id=file_of(job), job_id=job, **fields) for source in sources if (job := job_id(source)) not in known]:
         await append(log, origin, ProjectFilesAdded(project_id=PROJECT, files=files))

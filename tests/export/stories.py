@@ -38,6 +38,18 @@ from libs.tiny import BASE, CONFIG
 
 HOSTILE = "| <script>alert(1)</script> ![x](https://evil.example/x.png)\n```\n# nobody"
 STEPS = 40
+MERGED = {
+    "dtype": "bfloat16",
+    "layers": 14,
+    "tensors": 21,
+    "logits_difference": 0.0042,
+    "tolerance": 0.04,
+    "effect": 0.31,
+    "same_first_choice": 0.98,
+    "tokens_compared": 120,
+    "seen_by_the_run": {"logits_difference": 0.11, "same_first_choice": 0.9},
+    "warnings": [f"Something {HOSTILE}"],
+}
 
 
 @dataclass
@@ -130,6 +142,18 @@ class Trained:
         created = self._job("export", ["export"], inputs, {}, job_id=str(uuid.uuid4()))
         (recorded,) = await self.log.append([Write(events=[created], after=0)], origin=self.origin)
         return recorded
+
+    async def merge(self, files: dict[str, bytes], **told: Any) -> tuple[Recorded, Recorded]:
+        """An export that merges first, and the end of the merge: its files are the job's own."""
+        inputs = msgspec.to_builtins(ExportInputs(project_id=self.project_id, training_job_id=self.job_id, merged=True))
+        created = self._job("export", ["training", "export"], inputs, {}, job_id=str(uuid.uuid4()))
+        (recorded,) = await self.log.append([Write(events=[created], after=0)], origin=self.origin)
+        where = f"{self.origin.tenant}/{created.job_id}/1"
+        made = {f"merged/{name}": await self.storage.put(where, content) for name, content in files.items()}
+        job: Any = {"job_id": created.job_id, "attempt": 1}
+        end = TrainingCompleted(**job, step=0, artifacts=made, steps=await self.storage.put(where, b""), summary={"merged": MERGED | told}, merge=True)
+        _, completed = await self.log.append([Write(events=[TrainingStarted(**job, merge=True), end], after=0)], origin=self.origin)
+        return recorded, completed
 
     def _job(self, kind: str, stages: list[str], inputs: dict[str, Any], spec: dict[str, Any], *, job_id: str = "") -> JobCreated:
         return JobCreated(job_id=job_id or self.job_id, kind=kind, stages=stages, project_id=self.project_id, inputs=inputs, spec=spec)

@@ -135,7 +135,7 @@ async def test_a_run_becomes_files_that_load_in_plain_peft(
     await service.export(created)
 
     made = await files(log, created)
-    ours = {"training_config.json", "metrics.json", "report.md", "loss_curve.svg"}
+    ours = {"training_config.json", "metrics.json", "report.md", "loss_curve.svg", "README.md"}
     assert made.keys() == {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "chat_template.jinja"} | ours
     assert list(made) == sorted(made)
     folder = tmp_path_factory.mktemp("export")
@@ -273,6 +273,30 @@ async def test_a_whole_model_is_exported_with_its_configuration(service: Exports
     await service.export(created)
 
     assert {"model.safetensors", "config.json"} < (await files(log, created)).keys()
+
+
+async def test_an_adapter_on_a_model_of_our_own_tells_what_it_needs(
+    service: Exports, storage: Storage, log: EventLog, trained: Trained, unchecked: asyncio.Event
+):
+    nothing = {"key": "k", "sha256": "0", "size": 1}
+    below = {"job_id": "run-below", "project_id": "project-below", "method": "lora", "files": {"adapter_config.json": nothing}}
+    trained.spec |= {"base_model": "trainyard/run-below", "root": "someone/llama", "root_revision": "abc123", "ancestors": [below]}
+    created = await (await trained.completed()).export()
+
+    await service.export(created)
+
+    made = await files(log, created)
+    report, card = [(await storage.get(made[name].content)).decode() for name in ("report.md", "README.md")]
+    for page in (report, card):
+        assert "peft alone can't load it" in page
+        assert '"merged": true' in page
+        assert 'from_pretrained("someone/llama", revision="abc123", dtype="auto")' in page
+        assert 'PeftModel.from_pretrained(base, "export-of-run-below").merge_and_unload()' in page
+        assert "vllm serve" not in page
+    assert "| Built on the runs | `run-below` |" in report
+    assert "adapter_config" not in report.partition("## Settings")[2].partition("## Machine")[0]
+    assert 'base_model: "someone/llama"' in card
+    assert 'built_on: "run-below"' in card
 
 
 async def test_progress_is_told_while_it_lasts(service: Exports, log: EventLog, trained: Trained, unchecked: asyncio.Event, monkeypatch: pytest.MonkeyPatch):

@@ -51,6 +51,19 @@ def judge(file: Path, base_config: dict[str, Any], adapter_config: dict[str, Any
     return {"code": verdict.code, "message": verdict.message, "tensors": verdict.tensors}
 
 
+def judge_shards(file: Path, base_config: dict[str, Any], left_out: int, twice: int) -> dict[str, Any]:
+    """Of a model in two files, with so many tensors in none of them, and so many in both."""
+    weights = sorted(load_file(str(file)).items())[left_out:]
+    parts = []
+    for some in (weights[:10], weights[10 - twice :]):
+        save_file(dict(some), str(file.with_suffix(".part")), metadata={"format": "pt"})
+        parts.append(file.with_suffix(".part").read_bytes())
+    heads = [(part[: length(part)], len(part)) for part in parts]
+    question = Question(base_config=base_config, adapter_config=None, head=heads[0][0], size=heads[0][1], others=heads[1:])
+    verdict = verify.judge(question)
+    return {"code": verdict.code, "message": verdict.message, "tensors": verdict.tensors}
+
+
 @torch.no_grad()
 def _logits(model: Any) -> list[float]:
     model.eval()
@@ -65,6 +78,8 @@ def main() -> None:
                 answer: Any = make(Path(order["folder"]))
             case "load":
                 answer = load(Path(order["folder"]))
+            case "judge_shards":
+                answer = judge_shards(Path(order.pop("file")), **order)
             case _:
                 answer = judge(Path(order.pop("file")), **order)
         sys.stdout.write(json.dumps(answer) + "\n")

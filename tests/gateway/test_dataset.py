@@ -321,7 +321,7 @@ async def test_what_can_not_be_looked_for_is_refused(api: httpx.AsyncClient, sha
     ("form", "rows"),
     [
         *(("jsonl", rows) for rows in (ODD, CHAT, PREFERENCE, PROSE, [*ODD, *CHAT, *PREFERENCE, *PROSE])),
-        *(("csv", rows) for rows in (ODD, CHAT, PREFERENCE, PROSE)),
+        *((form, rows) for form in ("csv", "parquet") for rows in (ODD, CHAT, PREFERENCE, PROSE)),
         ("alpaca", ODD),
         ("messages", CHAT),
         ("sharegpt", CHAT),
@@ -337,7 +337,7 @@ async def test_what_is_downloaded_comes_back_as_the_same_examples(api: httpx.Asy
 
     assert answer.status_code == 200, answer.text
     assert answer.headers["x-total-count"] == str(len(rows))
-    assert answer.headers["content-disposition"] == f'attachment; filename="dataset{ {"jsonl": ".jsonl", "csv": ".csv"}.get(form, f"-{form}.jsonl") }"'
+    assert answer.headers["content-disposition"] == f'attachment; filename="dataset{f".{form}" if form in ("jsonl", "csv", "parquet") else f"-{form}.jsonl"}"'
     back = await again.examples()
     assert [example["message"] for example in back] == [None] * len(rows)
     assert [example["data"] for example in back] == before == [{"input": "", **row} if "instruction" in row else row for row in rows]
@@ -372,7 +372,7 @@ async def test_instructions_become_conversations_and_the_answer_says_so(empty: P
         ("alpaca", [*ODD[:1], *CHAT], "alpaca can't tell 2 of the form messages of the 3 examples in one file; jsonl tells them all"),
         ("sharegpt", [*CHAT, *PROSE, *PREFERENCE[:1]], "1 of the form preference and 2 of the form text of the 5 examples"),
         ("csv", [*PROSE, *PREFERENCE[:1]], "csv can't tell 1 of the form preference"),
-        ("parquet", PROSE, "parquet is not written here"),
+        ("parquet", [*CHAT, *PROSE], "parquet can't tell"),
     ],
 )
 async def test_what_a_form_can_not_tell_is_refused_with_words(empty: Project, form: str, rows: list[Any], said: str):

@@ -7,6 +7,7 @@ import zipfile
 import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -14,7 +15,17 @@ from nats.aio.client import Client
 
 from infra.embedded import Process, Servers
 from libs.config import Gateway, load
-from libs.events import Event, ExportCompleted, ExportedFile, ExportStarted, Origin
+from libs.events import (
+    Event,
+    ExportCompleted,
+    ExportedFile,
+    ExportProgressed,
+    ExportStarted,
+    Origin,
+    TrainingCompleted,
+    TrainingProgressed,
+    TrainingStarted,
+)
 from libs.events.log import EventLog, Write
 from libs.runtime import bus
 from libs.storage import Storage
@@ -116,6 +127,60 @@ async def test_an_export_that_is_asked_for_twice_is_done_once(api: httpx.AsyncCl
     first, second = [(await api.post(f"/projects/{trained.project}/export")).json() for _ in range(2)]
 
     assert second["job_id"] == first["job_id"]
+
+
+async def test_a_merged_model_is_asked_for_and_its_job_is_no_run(api: httpx.AsyncClient, log: EventLog, trained: FakeRun):
+    plain_one = (await api.post(f"/projects/{trained.project}/export")).json()["job_id"]
+    merged, again, plain_again = [
+        (await api.post(f"/projects/{trained.project}/export", json=body)).json()["job_id"] for body in ({"merged": True}, {"merged": True}, {"merged": False})
+    ]
+    wrong = await api.post(f"/projects/{trained.project}/export", json={"merged": "perhaps"})
+
+    assert merged == again == plain_again != plain_one
+    assert (wrong.status_code, set(wrong.json())) == (422, KEPT)
+    job: Any = {"job_id": merged, "attempt": 1}
+    steps = await trained.storage.put(f"{LOCAL}/{merged}/1", b"")
+    last = 0
+    for event, percent in (
+        (TrainingStarted(**job, merge=True), 0),
+        (TrainingProgressed(**job, step=40, total_steps=200, doing="writing"), 20),
+        (TrainingCompleted(**job, step=0, artifacts={}, steps=steps, merge=True), 50),
+        (ExportStarted(job_id=merged, merged=True), 50),
+        (ExportProgressed(job_id=merged, done=150, total=200, doing="copying files"), 75),
+    ):
+        last = await add(log, event, 0 if isinstance(event, ExportStarted) else last)
+        await eventually(lambda percent=percent: _shows_progress(api, merged, percent))
+    shown = (await api.get(f"/jobs/{merged}")).json()
+    assert (shown["type"], shown["message"], shown["finished_at"], shown["started_at"] is None) == ("export", "copying files", None, False)
+    status = (await api.get(f"/projects/{trained.project}/train/status")).json()
+    assert (status["job_id"], status["status"]) == (trained.job, "success")
+
+
+async def _shows_progress(api: httpx.AsyncClient, job: str, percent: int) -> bool:
+    found = (await api.get(f"/jobs/{job}")).json()
+    return (found["status"], found["progress_pct"]) == ("running", percent)
+
+
+async def test_a_merged_models_files_are_found_by_the_names_that_are_listed(api: httpx.AsyncClient, trained: FakeRun):
+    await export(api, trained, FILES | {"merged/config.json": b"{}", "merged/model.safetensors": bytes(300)})
+
+    listed = [file["filename"] for file in (await api.get(f"/projects/{trained.project}/export/files")).json()["files"]]
+    config, part, none, outside = [
+        await api.get(address(trained, name), headers=headers)
+        for name, headers in (
+            ("merged/config.json", {}),
+            ("merged/model.safetensors", {"Range": "bytes=290-"}),
+            ("merged/report.md", {}),
+            ("merged/..%2Freport.md", {}),
+        )
+    ]
+
+    assert {"merged/config.json", "merged/model.safetensors"} < set(listed)
+    assert (config.status_code, config.content, config.headers["content-disposition"]) == (200, b"{}", 'attachment; filename="config.json"')
+    assert (part.status_code, len(part.content)) == (206, 10)
+    assert (none.status_code, outside.status_code) == (404, 404)
+    with zipfile.ZipFile(io.BytesIO((await api.get(address(trained))).content)) as archive:
+        assert archive.read("merged/config.json") == b"{}"
 
 
 async def test_before_a_run_has_succeeded_there_is_nothing_to_export(api: httpx.AsyncClient, log: EventLog, infra_nc: Client, storage: Storage):

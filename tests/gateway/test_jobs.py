@@ -41,6 +41,10 @@ CLAIM = Claim(key="k", sha256="s", size=1)
 TRAINING = TrainingStarted(job_id="j", attempt=1)
 TRAINED = TrainingCompleted(job_id="j", attempt=1, step=9, artifacts={}, steps=CLAIM)
 EXPORTED = ExportCompleted(job_id="j", files=[])
+OF_MERGED = JobCreated(job_id="j", kind="export", stages=["training", "export"], inputs={})
+MERGING = TrainingStarted(job_id="j", attempt=1, merge=True)
+MERGED = TrainingCompleted(job_id="j", attempt=1, step=0, artifacts={}, steps=CLAIM, merge=True)
+EXPORTING = ExportStarted(job_id="j", merged=True)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +58,11 @@ EXPORTED = ExportCompleted(job_id="j", files=[])
         ([CREATED, ASKED, CANCELLED], Status.CANCELLED),
         ([CREATED, STARTED, COMPLETED, ASKED], Status.SUCCEEDED),
         ([OF_TWO, STARTED], Status.PREPARING),
+        ([OF_MERGED], Status.QUEUED),
+        ([OF_MERGED, MERGING], Status.RUNNING),
+        ([OF_MERGED, MERGING, MERGED], Status.RUNNING),
+        ([OF_MERGED, MERGING, MERGED, EXPORTING], Status.RUNNING),
+        ([OF_MERGED, MERGING, MERGED, EXPORTING, EXPORTED], Status.SUCCEEDED),
         ([OF_TWO, STARTED, COMPLETED], Status.PREPARING),
         ([OF_TWO, STARTED, FAILED], Status.FAILED),
         ([OF_TWO, STARTED, COMPLETED, TRAINING], Status.RUNNING),

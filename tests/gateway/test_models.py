@@ -13,12 +13,15 @@ from typing import Any
 
 import httpx
 import pytest
+from nats.aio.msg import Msg
 
 from infra.embedded import Process, Servers
 from libs.config import Gateway, load
 from libs.events.log import EventLog
+from libs.runtime import bus
 from services.gateway import hub as hub_module
 from services.gateway.hub import Hub, HubDown, NoSuchModel, NotAllowed
+from services.training.hardware import Gpu, Machine, Usable, report
 from tests.kit.gateway import KEPT, client, footprint, running
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -50,7 +53,7 @@ class FakeHub:
         self.say(f"/{id}/resolve/{SHA}/config.json", config if isinstance(config, bytes) else json.dumps(config).encode())
 
     def listing(self, id: str, *files: str, **more: Any) -> None:
-        names = files or ("config.json", "model.safetensors", "README.md")
+        names = files or ("config.json", "model.safetensors", "tokenizer.json", "README.md")
         listing = {"id": id, "sha": SHA, "siblings": [{"rfilename": name} for name in names], "cardData": {"license": "llama3.1"}, **more}
         self.say(f"/api/models/{id}", json.dumps(listing).encode())
 
@@ -161,6 +164,54 @@ async def test_the_documents_example_is_answered_as_the_document_says(api: httpx
     assert told["estimated_for"]["per_device_batch_size"] == 4
 
 
+async def test_memory_is_estimated_for_what_would_be_started(api: httpx.AsyncClient, the_hub: FakeHub, project: str):
+    the_hub.model("meta-llama/Llama-3.1-8B")
+    asked = {"model_id": "meta-llama/Llama-3.1-8B"}
+    await api.patch(f"/projects/{project}", json={"config": {"max_seq_length": 512}})
+
+    usual, tight, small = [
+        (await api.post(f"/projects/{project}/model/resolve", json={**asked, **more})).json()
+        for more in ({}, {"preset": "qlora-tight"}, {"preset": "qlora-tight", "hyperparams": {"max_length": 256, "rank": 4}})
+    ]
+
+    assert usual["estimated_for"] == {
+        "optimizer": "adamw",
+        "per_device_batch_size": 4,
+        "max_seq_length": 512,
+        "lora_r": 16,
+        "lora_dropout": 0.0,
+        "gradient_checkpointing": False,
+    }
+    assert (tight["estimated_for"]["max_seq_length"], tight["estimated_for"]["optimizer"]) == (1024, "paged_adamw_8bit")
+    assert (small["estimated_for"]["max_seq_length"], small["estimated_for"]["lora_r"]) == (256, 4)
+    assert small["estimated_training_vram_gb"]["qlora"] < tight["estimated_training_vram_gb"]["qlora"] < usual["estimated_training_vram_gb"]["qlora"]
+    assert tight["estimated_training_vram_gb"] == tight["least_training_vram_gb"]
+    refused = await api.post(f"/projects/{project}/model/resolve", json={**asked, "hyperparams": {"rank": 0}})
+    assert (refused.status_code, refused.json()["context"]["errors"][0]["field"]) == (422, "hyperparams.rank")
+
+
+async def test_where_training_runs_on_a_gpu_it_is_said_what_fits(api: httpx.AsyncClient, the_hub: FakeHub, servers: Servers, project: str):
+    """A hint, no refusal."""
+    the_hub.model("meta-llama/Llama-3.1-8B")
+    answer = report(Machine(gpus=[Gpu(name="NVIDIA RTX 4090", uuid="GPU-1", total=24 * 1024**3, free=23 * 1024**3)]), Usable(cuda=True, bnb=True), "2.13.0")
+    nc = await bus.connect(servers.nats_url("training"), name="training")
+
+    async def said(msg: Msg) -> None:
+        await msg.respond(json.dumps(answer).encode())
+
+    await nc.subscribe("ask.hardware", cb=said)
+    await nc.flush()
+    try:
+        told = (await resolve(api, project, "meta-llama/Llama-3.1-8B")).json()
+    finally:
+        await nc.close()
+
+    assert (told["valid"], told["warnings"]) == (True, ["full would not fit into the 24 GB of NVIDIA RTX 4090"])
+    fit = {"full": "no", "lora": "smaller", "qlora": "smaller"}
+    assert told["hardware"] == {"gpu_name": "NVIDIA RTX 4090", "vram_total_gb": 24.0, **fit}
+    assert (await api.get(f"/projects/{project}")).json()["model_info"]["warnings"] == []
+
+
 async def test_a_resolved_model_belongs_to_the_project(api: httpx.AsyncClient, project: str):
     before = (await api.get(f"/projects/{project}")).json()
 
@@ -190,6 +241,7 @@ async def test_a_model_that_the_hub_does_not_have_is_a_404_in_the_documents_word
     answer = await resolve(api, project, "nobody/nothing")
 
     assert (answer.status_code, answer.json()["detail"]) == (404, "Model 'nobody/nothing' not found on HuggingFace Hub")
+    assert answer.json()["error_code"] == "MODEL_NOT_FOUND"
     assert set(answer.json()) == KEPT
     assert await footprint(log, servers) == before
 
@@ -218,7 +270,7 @@ async def test_a_model_behind_a_licence_is_refused_with_what_helps(api: httpx.As
 
 async def test_a_model_that_cannot_be_trained_is_remembered_with_the_reason_and_not_started(api: httpx.AsyncClient, the_hub: FakeHub, project: str):
     the_hub.model("some/pickle")
-    the_hub.listing("some/pickle", "config.json", "pytorch_model.bin")
+    the_hub.listing("some/pickle", "config.json", "tokenizer.json", "pytorch_model.bin")
     rows = b'{"instruction": "a", "output": "b"}\n'
     await api.post(f"/projects/{project}/files/upload", files={"files": ("a.jsonl", rows)}, data={"kind": "dataset_upload"})
 
@@ -318,10 +370,55 @@ async def test_a_folder_under_a_configured_root_is_a_model_too(api: httpx.AsyncC
     (model / "config.json").write_text(json.dumps({**LLAMA, "model_type": "unknown"}))
     (model / "a.safetensors").write_bytes(safetensors([10, 20], [5]))
     (model / "b.safetensors").write_bytes(safetensors([], [7, 7]))
+    (model / "tokenizer.json").write_text("{}")
+    (model / "README.md").write_text("---\ntags: [a]\nlicense: other\nlicense_name: 'our own'  # not yet final\n---\n# Mine\nlicense: mit\n")
 
     told = (await resolve(api, project, str(model))).json()
 
     assert (told["model_id"], told["num_parameters"], told["valid"], told["revision"]) == (str(model), 200 + 5 + 1 + 49, True, "")
+    assert told["license"] == "our own"
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"model.safetensors": b"", "tokenizer.json": b"", "adapter_config.json": b"{}"}, "has an adapter in it"),
+        ({"model.safetensors": b""}, "no tokenizer"),
+        ({"pytorch_model.bin": b"", "tokenizer.json": b""}, "no safetensors"),
+        ({"model.safetensors": b"", "tokenizer.json": b"", "tokenizer_config.json": b'{"auto_map": {"AutoTokenizer": ["t.Evil", null]}}'}, "code of its own"),
+    ],
+    ids=["adapter", "no tokenizer", "pickle", "code"],
+)
+async def test_a_folder_that_cannot_be_trained_is_not_valid_and_says_why(
+    api: httpx.AsyncClient, folders: Path, project: str, files: dict[str, bytes], reason: str
+):
+    model = folders / reason
+    model.mkdir()
+    for name, content in {"config.json": json.dumps(LLAMA).encode(), **files}.items():
+        (model / name).write_bytes(content or safetensors([1]))
+
+    told = (await resolve(api, project, str(model))).json()
+
+    assert told["valid"] is False
+    assert any(reason in warning for warning in told["warnings"])
+
+
+async def test_files_that_a_folder_only_links_to_are_read_under_the_roots_and_nowhere_else(api: httpx.AsyncClient, folders: Path, project: str, tmp_path: Path):
+    blobs, inside, outside = (folders / name for name in ("blobs", "linked", "leading-out"))
+    for folder in (blobs, inside, outside):
+        folder.mkdir()
+    for place in (blobs, tmp_path):
+        (place / "config.json").write_text(json.dumps(LLAMA))
+        (place / "model.safetensors").write_bytes(safetensors([3]))
+    for folder, place in ((inside, blobs), (outside, tmp_path)):
+        (folder / "config.json").symlink_to(place / "config.json")
+        (folder / "model.safetensors").symlink_to(place / "model.safetensors")
+        (folder / "tokenizer.json").write_text("{}")
+
+    there, not_there = [await resolve(api, project, str(folder)) for folder in (inside, outside)]
+
+    assert (there.status_code, there.json()["valid"]) == (200, True)
+    assert not_there.status_code == 404
 
 
 async def test_folders_elsewhere_are_not_there(api: httpx.AsyncClient, folders: Path, project: str, tmp_path: Path):
@@ -364,7 +461,9 @@ async def test_a_folder_whose_files_can_not_be_read_is_as_good_as_not_there(api:
 @pytest.mark.parametrize(
     ("config", "files", "reason"),
     [
-        (LLAMA, ["config.json", "pytorch_model.bin"], "no safetensors"),
+        (LLAMA, ["config.json", "tokenizer.json", "pytorch_model.bin"], "no safetensors"),
+        (LLAMA, ["config.json", "model.safetensors"], "no tokenizer"),
+        (LLAMA, ["config.json", "model.safetensors", "tokenizer.json", "adapter_config.json"], "an adapter in it"),
         (LLAMA | {"auto_map": {"AutoModelForCausalLM": "modeling.Evil"}}, [], "code of its own"),
         (LLAMA | {"architectures": ["BertForMaskedLM"]}, [], "no causal language model (BertForMaskedLM)"),
         (LLAMA | {"architectures": []}, [], "names no architecture"),

@@ -1,5 +1,6 @@
 """The rules of projects."""
 
+from typing import Any
 from uuid import uuid4
 
 import msgspec
@@ -8,6 +9,7 @@ from hypothesis import given as examples
 from hypothesis import strategies as st
 
 from libs.events import (
+    Ancestor,
     File,
     FineTune,
     JobCancelRequested,
@@ -22,7 +24,9 @@ from libs.events import (
     ProjectWorkStarted,
     TrainInputs,
 )
+from services.gateway.api.uploads import MOST_FILES, WORD
 from services.gateway.domain.errors import (
+    Conflicted,
     DomainError,
     FileBusy,
     IdempotencyKeyReused,
@@ -36,6 +40,7 @@ from services.gateway.domain.errors import (
     TrainingAlreadyRunning,
 )
 from services.gateway.domain.project import (
+    MB,
     AddFiles,
     ChangeProject,
     Command,
@@ -43,11 +48,13 @@ from services.gateway.domain.project import (
     DeleteFile,
     DeleteProject,
     ExportRun,
+    OwnBase,
     Project,
     ResolveModel,
     StartTraining,
     decide,
     evolve,
+    in_hand,
 )
 from tests.kit.given import given, recorded
 
@@ -215,6 +222,45 @@ def test_a_training_is_one_batch_of_the_projects_fact_and_its_job():
     assert msgspec.convert(job.spec, FineTune) == FineTune(base_model="some/llama", revision="abc", method="lora", lora_r=8, max_seq_length=2048)
 
 
+OWN = ProjectModelResolved(project_id="p", base_model_id="trainyard/run-1", model_info=INFO)
+ANCESTOR = Ancestor(job_id="run-1", project_id="lender", method="lora", files={})
+ON_OWN = StartTraining(
+    project_id="p", job_id="train-1", method="lora", own=OwnBase(tenant="t", model_id="trainyard/run-1", root="some/llama", ancestors=[ANCESTOR])
+)
+LENDER = given(evolve, msgspec.structs.replace(CREATED, project_id="lender"))
+
+
+def test_a_run_on_a_model_of_another_project_is_told_to_that_project_in_the_same_batch():
+    _, lent, job = decide(given(evolve, CREATED, ADDED, OWN), ON_OWN, lenders=[LENDER])
+
+    assert lent == ProjectWorkStarted(project_id="lender", job_id="train-1", kind="lend")
+    assert isinstance(job, JobCreated)
+    tuning = msgspec.convert(job.spec, FineTune)
+    assert (tuning.base_model, tuning.root, tuning.ancestors) == ("trainyard/run-1", "some/llama", [ANCESTOR])
+
+
+def test_a_project_that_lends_a_model_is_not_deleted_but_its_own_work_goes_on():
+    lending = given(evolve, CREATED, ADDED, RESOLVED, ProjectWorkStarted(project_id="p", job_id="train-9", kind="lend"))
+
+    with pytest.raises(ProjectBusy) as refusal:
+        decide(lending, DeleteProject(project_id="p"))
+    assert "train-9" in refusal.value.context["job_ids"]
+    assert decide(lending, START)
+
+
+@pytest.mark.parametrize("lenders", [[None], [given(evolve, CREATED, ProjectDeleted(project_id="p"))]], ids=["gone", "deleted"])
+def test_a_model_whose_project_was_deleted_meanwhile_is_refused(lenders: list[Any]):
+    with pytest.raises(ModelNotUsable):
+        decide(given(evolve, CREATED, ADDED, OWN), ON_OWN, lenders=lenders)
+
+
+def test_a_start_on_another_model_than_was_looked_up_is_looked_at_again():
+    with pytest.raises(Conflicted):
+        decide(given(evolve, CREATED, ADDED, RESOLVED), ON_OWN, lenders=[LENDER])
+    with pytest.raises(ModelNotUsable):
+        decide(given(evolve, CREATED, ADDED, OWN), START)
+
+
 @pytest.mark.parametrize(("config", "limit", "length"), [(512, 4096, 512), (8192, 4096, 4096), (8192, None, 8192), (10_000_000, None, 1_048_576)])
 def test_rows_are_as_long_as_the_project_wants_and_the_model_can(config: int, limit: int | None, length: int):
     changed = ProjectUpdated(project_id="p", config={"max_seq_length": config})
@@ -289,6 +335,15 @@ def test_a_project_of_thousands_of_jobs_fits_into_facts_and_batches():
     assert recorded([*training, *deletion])  # none is refused as too large
 
 
+def test_the_largest_upload_fits_into_a_fact():
+    """As many files as one may hold, all with the longest names and types there are."""
+    id, sha256 = str(uuid4()), "f" * 64
+    longest = {"filename": "n" * 200, "kind": "dataset_upload", "mime_type": WORD, "size": 50 * MB, "sha256": sha256, "key": f"{id}/{id}/{sha256}"}
+    files = [File(file_id=str(uuid4()), job_id=str(uuid4()) if n % 2 else "", **longest) for n in range(MOST_FILES)]
+
+    assert recorded(decide(given(evolve, CREATED), AddFiles(project_id="p", files=files, limit_mb=100 * MOST_FILES)))
+
+
 def test_a_file_that_a_queued_training_reads_is_not_deleted_but_one_that_came_later_is():
     later = ProjectFilesAdded(project_id="p", files=[file("b")])
     project = ended(given(evolve, CREATED, ADDED, RESOLVED, STARTED, later), "job-a", "job-b")
@@ -338,6 +393,49 @@ def test_a_run_that_is_being_exported_is_not_exported_twice():
     assert decide(exporting, other) == []
     assert exporting.exporting == "export-1"
     assert decide(ended(exporting, "export-1"), other)
+
+
+def test_a_merged_model_is_made_by_those_who_train_before_it_is_exported():
+    project = msgspec.structs.replace(given(evolve, CREATED), trained="train-0")
+
+    first, job = decide(project, msgspec.structs.replace(EXPORT, merged=True))
+
+    assert first == ProjectWorkStarted(project_id="p", job_id="export-1", kind="export", merged=True)
+    assert isinstance(job, JobCreated)
+    assert (job.kind, job.stages) == ("export", ["training", "export"])
+    assert job.inputs == {"project_id": "p", "training_job_id": "train-0", "merged": True}
+
+
+def test_a_run_of_all_weights_has_nothing_to_merge():
+    project = msgspec.structs.replace(given(evolve, CREATED), trained="train-0", whole=True)
+
+    first, job = decide(project, msgspec.structs.replace(EXPORT, merged=True))
+
+    assert first == ProjectWorkStarted(project_id="p", job_id="export-1", kind="export")
+    assert isinstance(job, JobCreated)
+    assert (job.stages, job.inputs["merged"]) == (["export"], True)
+
+
+def test_an_export_under_way_is_the_answer_only_where_it_has_all_that_is_asked_for():
+    """One that merges has the adapter too."""
+    trained = msgspec.structs.replace(given(evolve, CREATED), trained="train-0")
+    plain, merging = ExportRun(project_id="p", job_id="export-2"), ExportRun(project_id="p", job_id="export-3", merged=True)
+    (one, other) = recorded(
+        [
+            ProjectWorkStarted(project_id="p", job_id="export-1", kind="export"),
+            ProjectWorkStarted(project_id="p", job_id="export-2", kind="export", merged=True),
+        ],
+        after=1,
+    )
+    exporting = evolve(trained, one)
+    both = evolve(exporting, other)
+    assert exporting
+    assert both
+
+    assert decide(exporting, merging)
+    assert decide(both, merging) == decide(both, msgspec.structs.replace(plain, job_id="export-4")) == []
+    assert (in_hand(both, merged=True), in_hand(exporting, merged=False)) == ("export-2", "export-1")
+    assert decide(ended(both, "export-2"), merging)
 
 
 def ended(project: Project, *jobs: str) -> Project:

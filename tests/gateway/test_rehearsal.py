@@ -5,7 +5,6 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from itertools import pairwise
 from typing import Any
-from uuid import uuid4
 
 import httpx
 import msgspec
@@ -241,7 +240,11 @@ async def test_an_example_that_is_not_the_projects_is_not_there_and_a_refused_on
     await project.add([{"colour": "red"}, *ROWS[:1]])
     refused = next(example for example in await project.examples() if not example["is_valid"])
 
-    missing = await api.post(f"/projects/{project.id}/dataset/dry-run", json={"example_id": str(uuid4())})
+    elsewhere = (await api.post("/projects", json={"name": "another"})).json()["id"]
+    await Project(api, elsewhere).add(ROWS[:1])
+    (others,) = await Project(api, elsewhere).examples()
+
+    missing = await api.post(f"/projects/{project.id}/dataset/dry-run", json={"example_id": others["id"]})
     broken = await api.post(f"/projects/{project.id}/dataset/dry-run", json={"example_id": refused["id"]})
 
     assert missing.status_code == 404

@@ -150,6 +150,12 @@ async def test_a_start_needs_nothing_but_a_body(api: httpx.AsyncClient, log: Eve
     assert (queued["method"], queued["hyperparams"]["num_epochs"], queued["hyperparams"]["max_seq_length"]) == ("qlora", 3.0, 512)
 
 
+async def test_while_its_first_file_is_read_there_is_nothing_to_look_at_and_a_dry_run_says_so(api: httpx.AsyncClient, project: str):
+    answer = await api.post(f"/projects/{project}/dataset/dry-run", json={})
+
+    assert (answer.status_code, answer.json()["error_code"]) == (409, "EXAMPLES_STILL_READ")
+
+
 async def test_other_tools_names_are_understood_and_echoed(api: httpx.AsyncClient, log: EventLog, project: str):
     theirs = {"rank": 8, "network_alpha": 16, "train_batch_size": 2, "epochs": 1.5, "unet_lr": 1e-3, "lr_scheduler_type": "linear"}
 

@@ -226,8 +226,8 @@ async def test_the_contracts_names_and_bodies(yard: Yard, receiver: Receiver):
     await yard.register(receiver.url(), format="contract")
     run, ingest, doomed, lost = (str(uuid4()) for _ in range(4))
     await yard.add(JobCreated(job_id=ingest, kind="ingest", stages=["preparation"], inputs={"file": {"file_id": "file-1"}}))
-    await yard.add(JobCreated(job_id=run, kind="train", stages=["preparation", "training"], inputs={}))
-    await yard.add(JobCreated(job_id=doomed, kind="train", stages=["preparation", "training"], inputs={}))
+    for job in (run, doomed, lost):
+        await yard.add(JobCreated(job_id=job, kind="train", stages=["preparation", "training"], inputs={}))
 
     await yard.add(PreparationCompleted(job_id=ingest, parts=1, rows=9, valid=9))
     await yard.add(PreparationCompleted(job_id=run, parts=0, rows=0, valid=0))

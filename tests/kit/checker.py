@@ -533,13 +533,24 @@ def examples_belong_to_files(evidence: Evidence) -> Iterator[str]:
 
 
 def _referred(facts: list[Fact]) -> dict[str, tuple[str, int]]:
-    """Key -> (sha256, size) of everything that must be in the store when all of these facts have happened: nothing of deleted files and projects."""
+    """Key -> (sha256, size) of everything that must be in the store when all of these facts have happened: nothing of deleted files and projects,
+    nor of chunks and examples that were made anew since."""
     there: dict[str, dict[str, tuple[str, int]]] = defaultdict(dict)
     for fact in facts:
         for _, claim in runs.claims(fact.data):
             there[claim.get("file_id") or fact.data["job_id"]][claim["key"]] = (claim["sha256"], claim["size"])
     dead = {fact.data["project_id"] for fact in facts if fact.type == "project.deleted"}
     gone: set[str] = set()
+    made: dict[str, tuple[str, str]] = {}
+    for fact in facts:
+        match fact.type:
+            case "job.created" if fact.data["kind"] in ("chunk", "preview", "generate"):
+                made[fact.data["job_id"]] = (fact.data.get("project_id", ""), fact.data["kind"])
+            case "preparation.completed" if fact.data["job_id"] in made:
+                earlier = list(made)[: list(made).index(fact.data["job_id"])]
+                gone |= {job for job in earlier if made[job] == made[fact.data["job_id"]]}
+            case _:
+                continue
     for fact in facts:
         match fact.type:
             case "project.file_deleted":

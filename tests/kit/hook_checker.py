@@ -95,17 +95,17 @@ def _documented(facts: list[Fact]) -> dict[int, str]:
     tenths: dict[str, int] = defaultdict(int)
     names: dict[int, str] = {}
     for fact in facts:
-        match fact.type:
-            case "training.started" if fact.data["attempt"] == 1:
+        match fact.type, kinds.get(fact.data.get("job_id", "")):
+            case "training.started", "train" if fact.data["attempt"] == 1:
                 names[fact.seq] = "training.started"
-            case "training.progress" if (tenth := _tenth(fact)) > tenths[fact.data["job_id"]]:
+            case "training.progress", "train" if (tenth := _tenth(fact)) > tenths[fact.data["job_id"]]:
                 tenths[fact.data["job_id"]] = tenth
                 names[fact.seq] = "training.progress"
-            case "training.completed" | "training.failed":
+            case "training.completed" | "training.failed", "train":
                 names[fact.seq] = fact.type
-            case "preparation.failed" if kinds[fact.data["job_id"]] == "train":
+            case "preparation.failed", "train":
                 names[fact.seq] = "training.failed"
-            case "preparation.completed" if kinds[fact.data["job_id"]] == "ingest":
+            case "preparation.completed", "ingest" | "prepare":
                 names[fact.seq] = "dataset.processed"
             case _:
                 continue

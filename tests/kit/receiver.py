@@ -45,6 +45,7 @@ class Receiver:
     got: list[Got] = field(default_factory=list)
     connections: int = 0
     answer: Callable[[Got], Answer] = lambda _: OK
+    open: dict[asyncio.StreamWriter, "asyncio.Task[None] | None"] = field(default_factory=dict)
 
     def url(self, path: str = "/hook", host: str = "127.0.0.1") -> str:
         return f"http://{host}:{self.port}{path}"
@@ -54,6 +55,7 @@ class Receiver:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self.open[writer] = asyncio.current_task()
         try:
             while True:
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
@@ -69,7 +71,15 @@ class Receiver:
         except (asyncio.IncompleteReadError, ConnectionError):
             return
         finally:
+            self.open.pop(writer)
             writer.close()
+
+    async def hang_up(self) -> None:
+        """On those that keep their connection for later: a loop that ends with them complains."""
+        if tasks := [task for task in self.open.values() if task]:
+            for writer in self.open:
+                writer.close()
+            await asyncio.wait(tasks, timeout=1)
 
 
 def status(code: int, *headers: str) -> bytes:
@@ -85,3 +95,4 @@ async def receiving(host: str = "127.0.0.1") -> AsyncIterator[Receiver]:
         yield receiver
     finally:
         server.close()
+        await receiver.hang_up()

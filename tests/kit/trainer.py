@@ -92,9 +92,11 @@ class _Run:
 
     def go(self) -> int:
         script = self._script
-        rows = Path(self._spec.snapshot).read_bytes().count(b"\n")
+        rows = 0 if self._spec.merge else Path(self._spec.snapshot).read_bytes().count(b"\n")
         self._say(Hello(pid=os.getpid(), device="cpu", versions={"python": sys.version.split()[0]}))
         self._say(Phase(name="load"))
+        if self._spec.merge:
+            self._say(Phase(name="merge", done=50, total=100))
         self._wait(script.loading)
         if script.fail:
             return self._say(Failed(code=script.fail, message=f"as asked\0: {script.fail}"))
@@ -140,12 +142,22 @@ class _Run:
 
     def _complete(self) -> int:
         self._misbehave(self._step + 1)
+        if self._spec.merge:
+            return self._merged()
         (self._folder / "adapter").write_bytes(self._state)
         self._say(BatchReduced(step=self._step, micro_tokens=64))
         self._say(Sampled(step=self._step, samples=[{"prompt": "2 + 2", "text": "four\0" + "!" * 100_000}]))
         artifacts = {"adapter": self._script.steal or str(self._folder / "adapter")}
         summary = {"connected": can_connect() if self._script.calls_home else None, "threads": os.environ.get("OMP_NUM_THREADS")}
         return self._say(Completed(step=self._step, artifacts=artifacts, metrics={"eval_loss": 1.0}, summary=summary))
+
+    def _merged(self) -> int:
+        """What it was given, and the texts to compare models on."""
+        given = sorted(path.name for path in Path(self._spec.merge).iterdir())
+        place = self._folder / "weights"
+        place.write_bytes(b"".join((Path(self._spec.merge) / name).read_bytes() for name in given))
+        summary = {"merged": {"given": given, "texts": self._spec.texts, "snapshot": self._spec.snapshot}}
+        return self._say(Completed(step=0, artifacts={"merged/model.safetensors": str(place)}, summary=summary))
 
     def _wait(self, seconds: float) -> None:
         if seconds and self._script.deaf:

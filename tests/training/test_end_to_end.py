@@ -7,8 +7,10 @@ import pytest
 
 from infra.embedded import Servers
 from libs import tiny
-from libs.events import FineTune, TrainingCompleted, TrainingStarted
+from libs.events import Ancestor, FineTune, TrainingCheckpointed, TrainingCompleted, TrainingEvaluated, TrainingFailed, TrainingStarted
+from libs.storage import Storage
 from services.training.children import ENTRY, PRELOAD
+from tests.kit.eventually import eventually
 from tests.kit.servers import revive
 from tests.kit.training import Job, child, kill, service
 
@@ -37,6 +39,37 @@ async def test_a_killed_run_has_the_losses_and_the_adapter_of_an_undisturbed_one
     assert _digests(first) == _digests(second)
     assert {"adapter_config.json", "adapter_model.safetensors"} <= set(second.artifacts)
     await killed.whole()
+
+
+async def test_each_method_evaluates_keeps_and_begins_with_a_model_that_was_trained_here(place: Servers, new_job: Callable[[], Job], storage: Storage):
+    first, tuned, lost = new_job(), {method: new_job() for method in ("full", "lora", "qlora")}, new_job()
+    few = {"max_steps": 6, "save_steps": 3, "eval_steps": 3}
+    with service(place, entry=ENTRY, preload=PRELOAD, threads="1") as training:
+        await revive(training)
+        await first.create_with(msgspec.to_builtins(TUNING) | few | {"learning_rate": 1e-2})
+        await first.prepare(_rows(16))
+        done = await first.completed(patience=60)
+        below = Ancestor(job_id=first.id, project_id="p", method="lora", files=done.artifacts)
+        on_it = msgspec.to_builtins(TUNING) | few | {"base_model": f"trainyard/{first.id}", "root": tiny.BASE, "ancestors": [msgspec.to_builtins(below)]}
+        for method, job in tuned.items():
+            await job.create_with(on_it | {"method": method})
+            await job.prepare(_rows(16))
+        for job in tuned.values():
+            await job.completed(patience=60)
+        await storage.delete([done.artifacts["adapter_model.safetensors"].key])
+        await lost.create_with(on_it)
+        await lost.prepare(_rows(16))
+        await eventually(lambda: lost.of(TrainingFailed), patience=30)
+
+    learned = done.metrics["eval_loss"]
+    for method, job in tuned.items():
+        evaluated, kept = await job.of(TrainingEvaluated), await job.of(TrainingCheckpointed)
+        assert [(event.step, set(event.metrics)) for event in evaluated] == [(step, {"eval_loss", "perplexity"}) for step in (0, 3, 6)], method
+        assert [event.step for event in kept] == [3, 6], method
+        assert evaluated[0].metrics["eval_loss"] == pytest.approx(learned, rel=0.1 if method == "qlora" else 1e-3), method
+    (failed,) = await lost.of(TrainingFailed)
+    assert failed.code == "model_gone"
+    assert first.id in failed.message
 
 
 def _rows(count: int) -> bytes:

@@ -12,8 +12,10 @@ import pytest
 
 from infra.embedded import Process, Servers
 from libs.events import TrainingAttemptLost, TrainingCancelled, TrainingCheckpointed, TrainingStarted
+from libs.events.log import EventLog
 from libs.storage import Storage
 from tests.kit.eventually import eventually
+from tests.kit.merging import Merge
 from tests.kit.servers import revive
 from tests.kit.trainer import losses
 from tests.kit.training import HASTY, Job, child, descendants, folders, gone, service, settled
@@ -55,6 +57,22 @@ async def test_a_killed_service_leaves_no_process_and_the_next_one_goes_on(place
             assert end.attempt == 2
             assert await job.curve(end.steps) == losses(40)
         await eventually(lambda: not folders(place))
+
+
+@pytest.mark.alone
+async def test_a_merge_whose_service_is_killed_begins_again_at_the_next(place: Servers, log: EventLog, storage: Storage, tenant: str):
+    merge = Merge(log, storage, tenant)
+    with service(place) as first, service(place, label="training-2") as second:
+        await revive(first)
+        await merge.asked(steps=1, pause=60, pauses=1)
+        await merge.started()
+        await revive(second)
+
+        first.kill()
+        end = await merge.completed()
+
+    assert (end.attempt, end.merge) == (2, True)
+    assert await storage.get(end.artifacts["merged/model.safetensors"]) == b"{}weights[]"
 
 
 @pytest.mark.alone

@@ -19,12 +19,13 @@ from libs.events import FineTune
 from services.training.frames import BatchReduced, Checkpoint, Completed, Evaluated, Phase, Ready, Sampled, Step
 from services.training.runner import adapters, attention, tiny
 from services.training.runner.causal import Causal
-from services.training.runner.examples import Example, Examples, examples
+from services.training.runner.examples import Example, Examples, Prompt, examples
 from services.training.runner.losses import summed_cross_entropy
 from services.training.runner.optimizing import Optimizer
 from services.training.runner.outcome import Failure
 from services.training.runner.packing import batch, packed
 from services.training.runner.rows import Row, read
+from services.training.runner.sampling import CUT_SHORT, samples
 from tests.kit import finetunes as kit
 
 CPU = torch.device("cpu")
@@ -372,6 +373,24 @@ def test_a_full_run_leaves_a_model_that_loads_as_it_is(tmp_path, cache):
     assert not info["missing_keys"]
     assert model.config._attn_implementation != attention.NAME
     assert told.end.metrics["train_loss"] < told.end.metrics["initial_train_loss"] - 0.5
+    before, after = told.of(Sampled)
+    assert (before.step, after.step) == (0, told.end.step)
+    assert [said["before"] for said in after.samples] == [said["completion"] for said in before.samples]
+    assert told.index(before) < told.index(told.of(Ready)[0])
+
+
+def test_what_a_model_says_takes_no_longer_than_it_may(model, tokenizer):
+    """Each prompt has its share of the time."""
+    prompt = Prompt(asked="Hi", text="<s><|turn|>user\nHi<|over|>\n<|turn|>assistant\n", expected="Hello", row="7")
+    heeded: list[float] = []
+
+    short = samples(model, tokenizer, [prompt] * 2, longest=128, seconds=0.0, heed=lambda: heeded.append(1))
+    whole = samples(model, tokenizer, [prompt], longest=128, seconds=60.0, heed=lambda: None)
+
+    assert [said["completion"] for said in short] == [CUT_SHORT] * 2
+    assert len(heeded) == 2
+    assert CUT_SHORT not in whole[0]["completion"]
+    assert whole[0]["example_id"] == "7"
 
 
 def test_weights_in_half_precision_have_masters_that_take_small_steps():
@@ -660,6 +679,8 @@ def hub(base: Path) -> Iterator[str]:
                 self.answer(json.dumps(files).encode())
             elif self.path.startswith(f"/someone/small/resolve/{SHA}/") and place.exists():
                 self.answer(place.read_bytes(), headers={"ETag": f'"{place.name}"', "X-Repo-Commit": SHA})
+            elif "someone/gated" in self.path:
+                self.answer(b"", status=403, headers={"X-Error-Code": "GatedRepo"})
             else:
                 self.answer(b"", status=404, headers={"X-Error-Code": "RepoNotFound"})
 
@@ -703,8 +724,27 @@ def test_a_model_that_the_hub_does_not_have_is_refused(tmp_path, cache, hub, mon
 
     failure, _ = refusal(tmp_path, cache, "someone/else")
 
-    assert failure.code == "model"
+    assert failure.code == "model_not_found"
     assert "hub has no model" in failure.message
+
+
+def test_a_model_that_has_gone_behind_a_licence_since_it_was_resolved_is_refused_with_what_helps(tmp_path, cache, hub, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", hub)
+
+    failure, _ = refusal(tmp_path, cache, "someone/gated", revision=SHA)
+
+    assert failure.code == "model_not_accessible"
+    assert "TRAINYARD_HF_TOKEN" in failure.message
+
+
+def test_a_hub_that_is_away_is_no_model_that_is_not_there(tmp_path, cache, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # else its library tries again for half a minute
+
+    failure, _ = refusal(tmp_path, cache, "someone/small", revision=SHA)
+
+    assert failure.code == "hub_unreachable"
+    assert "http://127.0.0.1:9" in failure.message
 
 
 def test_a_dataset_with_nothing_to_learn_from_is_refused_before_a_model_is_loaded(tmp_path, cache):

@@ -35,7 +35,7 @@ def on(folder: Path, *below: tuple[str, kit.Told], cache: Path, **tuning: Any) -
     ancestors: list[dict[str, Any]] = []
     for n, (method, told) in enumerate(below):
         shutil.copytree(Path(next(iter(told.end.artifacts.values()))).parent, folder / f"ancestor-{n}")
-        ancestors.append({"job_id": f"job-{n}", "project_id": "p", "method": method, "files": {name: CLAIM for name in told.end.artifacts}})
+        ancestors.append({"job_id": f"job-{n}", "project_id": "p", "method": method, "files": dict.fromkeys(told.end.artifacts, CLAIM)})
     root = "" if below[0][0] == "full" else "trainyard/tiny-llama"
     return kit.train(kit.spec(folder, ROWS, cache=cache, base_model=f"trainyard/job-{len(below) - 1}", ancestors=ancestors, root=root, **tuning))
 
@@ -105,7 +105,9 @@ def test_an_adapter_that_does_not_fit_what_is_below_is_refused(tmp_path: Path, c
 def test_nothing_is_fetched_for_a_model_whose_weights_were_trained_here(cache: Path, tmp_path: Path):
     claims = {"job_id": "a", "project_id": "p", "files": {}}
     of_weights = kit.spec(tmp_path / "a", [], cache=cache, base_model="trainyard/a", ancestors=[{**claims, "method": "full"}]).tuning
-    of_hub = kit.spec(tmp_path / "b", [], cache=cache, base_model="trainyard/a", root="someone/model", root_revision="abc", ancestors=[{**claims, "method": "lora"}]).tuning
+    of_hub = kit.spec(
+        tmp_path / "b", [], cache=cache, base_model="trainyard/a", root="someone/model", root_revision="abc", ancestors=[{**claims, "method": "lora"}]
+    ).tuning
 
     assert models.at_hand(of_weights, tmp_path)
     assert not models.at_hand(of_hub, tmp_path)

@@ -146,6 +146,16 @@ def test_a_tokenizer_that_does_not_tell_where_its_tokens_come_from_shows_the_sam
     assert segments(untold, 1000) == segments(told, 1000)
 
 
+def test_a_tokenizer_without_an_end_of_text_is_a_warning_where_there_is_plain_text(tokenizer):
+    tokenizer.eos_token = None
+    rows = [Row("train", "The quick brown fox"), Row("train", TURNS["data"]["messages"])]
+
+    plain, chats = (examples([row], tokenizer, longest=1000, everything=False, heed=lambda: None, progress=lambda *_: None).warnings for row in rows)
+
+    assert "no end-of-text token" in plain[0]
+    assert chats == []
+
+
 def test_of_an_endless_text_the_beginning_is_shown(tokenizer):
     found = shown(read(tokenizer, kit.conversation("Why?", "Because. " * MOST_SHOWN)), 1000)
 

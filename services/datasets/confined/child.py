@@ -5,13 +5,13 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import IO
 
 import msgspec
 
 from libs.runtime import network, orphan
-from services.datasets.confined.frames import OUT_OF_BOUNDS, Frame, Limits, Order, Refusal, Refused, packed
+from services.datasets.confined.frames import OUT_OF_BOUNDS, Frame, Limits, Order, Prepared, Refusal, Refused, Say, packed
 
 MAGIC = {
     b"%PDF-": "a PDF",
@@ -33,7 +33,7 @@ MAGIC = {
     b"ARROW1": "in the format Arrow",
 }
 
-Reader = Callable[[IO[bytes], Order], Iterator[Frame]]
+Reader = Callable[[IO[bytes], Order, Say], Prepared]
 
 
 def main() -> None:
@@ -41,26 +41,37 @@ def main() -> None:
     confine(order)
     try:
         with open(sys.stdin.fileno(), "rb", closefd=False) as file:
-            for frame in frames(file, order):
-                sys.stdout.buffer.write(packed(frame))
-                sys.stdout.buffer.flush()
+            answer(file, order, _say)
     except MemoryError:
         os._exit(OUT_OF_BOUNDS)
     os._exit(0)  # a library's threads are not waited for
 
 
-def frames(file: IO[bytes], order: Order) -> Iterator[Frame]:
-    """Ends with a Prepared or a Refused."""
+def answer(file: IO[bytes], order: Order, say: Say) -> None:
+    """The last word is a Prepared or a Refused."""
     try:
-        yield from reader(file)(file, order)
+        say(reader(file)(file, order, say))
     except Refusal as why:
-        yield Refused(code=why.code, message=why.message)
+        say(Refused(code=why.code, message=why.message))
     except (MemoryError, ImportError):
         raise
     except OSError as error:
-        yield Refused(code="out_of_bounds", message=f"The file makes more than there is room for ({error.strerror}). Divide it and upload its parts.")
-    except BaseException as error:  # noqa: BLE001  # strangers' files break libraries in every possible way, and one's own errors are no Exceptions
-        yield Refused(code="damaged", message=f"The file can't be made out ({type(error).__name__}). Save it anew and upload that.")
+        say(Refused(code="out_of_bounds", message=f"The file makes more than there is room for ({error.strerror}). Divide it and upload its parts."))
+    except Exception as error:  # noqa: BLE001  # strangers' files break libraries in every possible way
+        say(_damaged(error))
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # what a library that isn't Python calls an error of its own
+            raise
+        say(_damaged(error))
+
+
+def _damaged(error: BaseException) -> Refused:
+    return Refused(code="damaged", message=f"The file can't be made out ({type(error).__name__}). Save it anew and upload that.")
+
+
+def _say(frame: Frame) -> None:
+    sys.stdout.buffer.write(packed(frame))
+    sys.stdout.buffer.flush()
 
 
 def reader(file: IO[bytes]) -> Reader:

@@ -1,6 +1,7 @@
 """What the process that reads a data set is told, and what it says: how far it is, each column, and at its end what it made or why it made nothing."""
 
 import struct
+from collections.abc import Callable
 
 import msgspec
 
@@ -88,6 +89,7 @@ class Refusal(Exception):
 
 
 Frame = Progress | Described | Prepared | Refused
+Say = Callable[[Frame], None]
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Frame).decode

@@ -18,10 +18,12 @@ MOST_ROWS = 10_000_000
 MOST_COLUMNS = 1_000
 DEEPEST = 8
 """Lists and structures in one another."""
+MORE = "_more"
 LONGEST_ROW = 300_000
 """Characters; no row of so many is used."""
 
 _encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
 
 
 def read(file: IO[bytes], limits: Limits) -> Iterator[Found]:
@@ -55,12 +57,29 @@ def _read(file: BytesIO) -> Iterator[Found]:
 def _blocks(frame: pl.DataFrame) -> Iterator[Block]:
     held = ""
     for row in frame.iter_rows(named=True):
-        held += _encode(_without_nulls(row)).decode()[:LONGEST_ROW] + "\n"
+        held += _encode(_restored(_without_nulls(row))).decode()[:LONGEST_ROW] + "\n"
         while len(held) > LONGEST:
             yield Block(text=held[:LONGEST], before="")
             held = held[LONGEST:]
     if held:
         yield Block(text=held, before="")
+
+
+def _restored(row: dict[str, Any]) -> dict[str, Any]:
+    """What our own tables hold as JSON, because its form differs from row to row: what else there is of an example, and of a turn."""
+    if isinstance(meta := _object(row.get("meta")), dict):
+        row["meta"] = meta
+    if isinstance(turns := row.get("messages"), list):
+        row["messages"] = [turn | more if isinstance(turn, dict) and (more := _object(turn.pop(MORE, None))) else turn for turn in turns]
+    return row
+
+
+def _object(text: Any) -> dict[str, Any] | None:
+    try:
+        value = _decode(text) if isinstance(text, str) and text.startswith("{") else None
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _without_nulls(value: Any) -> Any:

@@ -55,16 +55,16 @@ def _weights(shape: Shape, parameters: int, method: str) -> float:
 
 def _passing(shape: Shape, tuning: FineTune, tokens: int, chunk: int) -> float:
     """From the way forth to the way back: what layers keep, or their inputs only; one layer's gradients; the ends of the model."""
-    layer = tokens * _kept(shape, tuning)
-    kept = shape.layers * tokens * 2 * shape.hidden + layer if tuning.gradient_checkpointing else shape.layers * layer
+    layer = tokens * kept(shape, tuning)
+    held = shape.layers * tokens * 2 * shape.hidden + layer if tuning.gradient_checkpointing else shape.layers * layer
     slopes = tokens * (8 * shape.hidden + 6 * shape.intermediate)
     unpacked = 2.0 * max(inside * outside for inside, outside in shape.linears) if tuning.method == "qlora" else 0.0
     ends = tokens * 14 * shape.hidden + chunk * shape.vocabulary * LOGITS
     of_head = 6.0 * shape.vocabulary * shape.hidden if tuning.method == "full" else 0.0
-    return kept + slopes + unpacked + ends + of_head
+    return held + slopes + unpacked + ends + of_head
 
 
-def _kept(shape: Shape, tuning: FineTune) -> int:
+def kept(shape: Shape, tuning: FineTune) -> int:
     """Bytes of a token in a layer. A test counts them on the trainer itself."""
     h, i, keys, rank = shape.hidden, shape.intermediate, shape.keys, tuning.lora_r
     if tuning.method == "full":

@@ -353,7 +353,7 @@ async def sample(db: Any, project_id: str, data: Dataset, wanted: Wanted, *, mos
     rows, count, each, size = (f"${len(arguments) - n}::bigint" for n in (3, 2, 1, 0))
     found = await db.fetch(
         f"""with numbered as (select x.*, row_number() over (order by x.position, x.row) - 1 as n from examples x where {where}),
-                 taken as (select x.*, octet_length(x.data::text) as size from numbered x where n = 0 or n * {rows} / {count} > (n - 1) * {rows} / {count}),
+                 taken as materialized (select x.*, octet_length(x.data::text) as size from numbered x where n = 0 or n * {rows} / {count} > (n - 1) * {rows} / {count}),
                  fit as (select x.*, row_number() over (order by n) - 1 as k, sum(size) over () as whole from taken x where size <= {each}),
                  kept as (select x.*, sum(size) over (order by n) as through from fit x where k % (1 + whole / {size}) = 0)
             select {_COLUMNS} from kept x where through <= {size} order by n""",

@@ -172,14 +172,16 @@ def _downloaded(name: str, revision: str, cache: Path, patterns: list[str], prog
     except HFValidationError as error:
         raise Failure("model", f"{name!r} is neither a folder nor the name of a model on the hub.") from error
     except GatedRepoError as error:
-        raise Failure("model", f"{name} asks for its licence to be accepted on the hub; do so, and set TRAINYARD_HF_TOKEN to your token.") from error
+        raise Failure(
+            "model_not_accessible", f"{name} asks for its licence to be accepted on the hub; do so, and set TRAINYARD_HF_TOKEN to your token."
+        ) from error
     except RepositoryNotFoundError as error:
-        raise Failure("model", f"The hub has no model {name}, or it is private and TRAINYARD_HF_TOKEN has no access to it.") from error
+        raise Failure("model_not_found", f"The hub has no model {name}, or it is private and TRAINYARD_HF_TOKEN has no access to it.") from error
     except RevisionNotFoundError as error:
-        raise Failure("model", f"The model {name} has no revision {revision}.") from error
+        raise Failure("model_not_found", f"The model {name} has no revision {revision}: resolve it again.") from error
     except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
         raise Unreachable(
-            "model", f"{name} is not on this machine, and the hub at {hub} can't be reached or doesn't answer ({type(error).__name__})."
+            "hub_unreachable", f"{name} is not on this machine, and the hub at {hub} can't be reached or doesn't answer ({type(error).__name__})."
         ) from error
 
 

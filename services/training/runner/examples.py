@@ -69,6 +69,8 @@ def examples(
     warnings: list[str] = []
     if any(isinstance(row.content, list) for row in rows) and chat.give_template(tokenizer):
         warnings.append("The model has no chat template; a plain one is used and saved with it: 'User: …', 'Assistant: …'.")
+    if any(isinstance(row.content, str) for row in rows) and not isinstance(tokenizer.eos_token_id, int):
+        warnings.append("The model's tokenizer has no end-of-text token, so texts are learned without an end.")
     found: dict[str, list[Example]] = {"train": [], "eval": []}
     prompts: dict[str, list[Prompt]] = {"train": [], "eval": []}
     done, refusal = 0, ""

@@ -1,7 +1,7 @@
 """The data set as a file, told in the form that somebody asks for and sent piece by piece."""
 
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -14,6 +14,8 @@ from litestar.openapi import ResponseSpec
 from litestar.params import FromPath, QueryParameter
 from litestar.response import Stream
 
+from libs.sniff import PARQUET
+from services.gateway.api.finetuneflow import parquet
 from services.gateway.api.finetuneflow.dataset import Split
 from services.gateway.api.finetuneflow.projects import known
 from services.gateway.api.finetuneflow.tellings import Telling, telling
@@ -26,6 +28,8 @@ from services.gateway.views.examples import Dataset, Wanted
 ROWS, BYTES = 500, 1024 * 1024
 """Of examples in memory."""
 ANSWERS = {200: ResponseSpec(bytes, generate_examples=False, description="The file", media_type="*/*")}
+
+MEDIA_TYPES = {"csv": "text/csv", "parquet": PARQUET}
 
 Form = Literal["jsonl", "alpaca", "sharegpt", "messages", "csv", "parquet"]
 
@@ -46,9 +50,6 @@ async def download_dataset(
     """Uploaded again it gives the same examples; `jsonl` tells any of them. What a form can't tell is refused with the examples that it can't, and the header
     `X-Left-Out` says what isn't in the file. A cell of a CSV that a spreadsheet would take for a formula has an apostrophe in front, and the column `_quoted`
     names it. Without `split` the file has those of training and evaluation, but no previews."""
-    if form == "parquet":
-        message = "format: parquet is not written here, for it takes a library larger than the platform; pandas.read_json(path, lines=True).to_parquet(…) makes it of jsonl"
-        raise Refused(422, message, field="format")
     id = await known(request, project_id, db, commands)
     dataset = await examples.dataset(db, id)
     wanted = Wanted(split=split, is_valid=True, previews=split == "preview")
@@ -63,12 +64,14 @@ async def download_dataset(
         message = f"format: {form} can't tell {_counted(untold)} of the {counts.total()} examples in one file; jsonl tells them all"
         raise Refused(422, message, field="format", context={"untold": untold})
     pieces = _pieces(db, id, dataset, wanted, way)
+    if way.columns:
+        pieces = _table(pieces, way.columns)
     first = await anext(pieces, b"")
     name = f"dataset{f'-{split}' if split else ''}{way.suffix}"
     headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-cache", "X-Total-Count": str(counts.total())}
     if left_out := _left_out(dataset, wanted, counts, way):
         headers["X-Left-Out"] = left_out
-    return Stream(_from(first, pieces), media_type="text/csv" if form == "csv" else "application/jsonl", headers=headers)
+    return Stream(_from(first, pieces), media_type=MEDIA_TYPES.get(form, "application/jsonl"), headers=headers)
 
 
 handlers: list[Any] = [download_dataset]
@@ -93,6 +96,13 @@ async def _from(first: bytes, rest: AsyncGenerator[bytes, None]) -> AsyncIterato
     async with aclosing(rest):
         yield first
         async for piece in rest:
+            yield piece
+
+
+async def _table(lines: AsyncGenerator[bytes, None], columns: Sequence[str]) -> AsyncGenerator[bytes, None]:
+    """All of it is written before a byte is sent: its end says where its beginning is."""
+    async with aclosing(lines), parquet.table(lines, columns) as file:
+        async for piece in parquet.pieces(file):
             yield piece
 
 

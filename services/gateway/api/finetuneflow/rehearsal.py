@@ -129,7 +129,7 @@ def _refused(why: Refusal, tuning: FineTune) -> Exception:
             return Refused(422, why.message, code="nothing_to_learn")
         case "hub":
             return _down("the model hub", why.message.rstrip("."), retry_after=5)
-        case "model":
+        case "model" | "model_not_found" | "model_not_accessible":
             return ModelNotUsable(base_model_id=tuning.base_model, reason=why.message)
         case _:
             return _down("the training service", why.message.rstrip("."), retry_after=5)

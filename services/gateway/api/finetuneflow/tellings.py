@@ -40,13 +40,17 @@ class Telling(NamedTuple):
     tell: Callable[[msgspec.Raw], bytes]
     suffix: str
     head: bytes = b""
+    columns: tuple[str, ...] = ()
+    """Of a table that somebody else makes of these lines."""
 
 
 def telling(form: str, counts: Mapping[str, int]) -> Telling:
-    """The one that a form stands for; for CSV the one that suits the most of these examples."""
-    if form != "csv":
+    """The one that a form stands for; for CSV and Parquet the one that suits the most of these examples."""
+    if form in LINES:
         return LINES[form]
     told, columns = max(COLUMNS, key=lambda table: sum(counts.get(format, 0) for format in table[0]))
+    if form == "parquet":
+        return Telling(told, told, _as_it_is, ".parquet", columns=(*columns, "meta"))
     return Telling(told, told, lambda raw: _record(_cells(_decode(raw), columns)), ".csv", head=_record([*columns, "meta", QUOTED]))
 
 
