@@ -18,10 +18,12 @@ from libs.runtime.broker import Later
 from libs.storage import Storage
 
 from .chunk import Chunk
+from .fit import TakeOver
 from .generation.endpoint import Endpoint
 from .generation.job import Generate
 from .ingest import Ingest
 from .preparation import Preparation
+from .prepare import Prepare
 from .snapshot import Snapshot
 from .waiting import NotYet
 
@@ -29,9 +31,17 @@ P = TypeVar("P", bound=Preparation)
 
 log = logging.getLogger(__name__)
 
-KINDS: dict[str, type[Preparation]] = {"ingest": Ingest, "chunk": Chunk, "train": Snapshot, "preview": Generate, "generate": Generate}
-"""Kinds of jobs whose preparation this version does."""
-WAITING = (Snapshot, Generate)
+KINDS: dict[str, type[Preparation]] = {
+    "ingest": Ingest,
+    "chunk": Chunk,
+    "train": Snapshot,
+    "fit": TakeOver,
+    "preview": Generate,
+    "generate": Generate,
+    "prepare": Prepare,
+}
+"""Kinds of jobs whose preparation this version does; `fit` are those train jobs whose spec names that trainer."""
+WAITING = (Snapshot, TakeOver, Generate)
 """What reads other jobs' parts."""
 GENERATING = 4
 """Jobs whose examples are generated at the same time; together they ask the language model no more than one would."""
@@ -64,7 +74,7 @@ class Preparations:
     async def prepare(self, created: Recorded) -> None:
         """Delivered at least once: the story in the log says how far things are. What waits for another job gives its worker free."""
         job = created.event
-        if not isinstance(job, JobCreated) or job.kind not in KINDS or "preparation" not in job.stages:
+        if not isinstance(job, JobCreated) or _kind(job) not in KINDS or "preparation" not in job.stages:
             return
         with self._holding(self._preparation(created)) as preparation:
             try:
@@ -96,7 +106,7 @@ class Preparations:
 
     def _preparation(self, created: Recorded) -> Preparation:
         assert isinstance(created.event, JobCreated)
-        return self._kinds[created.event.kind](created, event_log=self._log, storage=self._storage, threads=self._threads, settings=self._settings)
+        return self._kinds[_kind(created.event)](created, event_log=self._log, storage=self._storage, threads=self._threads, settings=self._settings)
 
     @contextmanager
     def _holding(self, preparation: P) -> Iterator[P]:
@@ -105,3 +115,8 @@ class Preparations:
             yield preparation
         finally:
             self._in_hand.discard(preparation)
+
+
+def _kind(job: JobCreated) -> str:
+    """What a train job learns with says what it learns from."""
+    return job.spec.get("trainer") or job.kind if job.kind == "train" else job.kind

@@ -85,6 +85,8 @@ class Preparation(Stage, ABC):
         while True:
             await asyncio.wait({work}, timeout=HEARTBEAT)
             await self.look()
+            if self.cancel_asked.is_set():
+                raise Stopped  # whoever waits for that would hear of it only after the next part
             await self._report(done(), total, waiting())
             if work.done():
                 return work.result()

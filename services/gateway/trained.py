@@ -42,7 +42,7 @@ async def find(model_id: str, *, tenant: str, db: asyncpg.Pool, log: EventLog, s
         created = await _only(log, Address(tenant=tenant, category="job", key=(job_id,)).under("created"), JobCreated)
         completed = await _only(log, Address(tenant=tenant, category="training", key=(job_id,)).under("completed"), TrainingCompleted)
         tuning = msgspec.convert(created.spec, FineTune)
-    except (ValueError, LookupError) as error:  # no id; no such run; one that is no fine-tune
+    except (ValueError, LookupError, msgspec.ValidationError) as error:  # no id; no such run; one that is no fine-tune
         raise NoSuchModel(model_id) from error
     project = await _project(commands, tenant, created.project_id)
     if project is None:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import nats.errors
 import prometheus_client
 
@@ -21,11 +22,12 @@ from libs.storage import Missing, StorageDown
 from . import models, telling
 from .children import Child, Gone
 from .ending import Lost, Signals
-from .frames import BrokenFrame, Checkpoint, Completed, Failed, FromChild, Hello, Phase, Ready, RunSpec, Step, Stopped
+from .frames import Assignment, BrokenFrame, Checkpoint, Completed, Failed, FitSpec, FromChild, Hello, Phase, Ready, RunSpec, Step, Stopped
 from .link import Link
 from .orders import ADAPTER, SNAPSHOT, Order
 from .pen import Pen
 from .place import Place, Slot
+from .snapshots import holds_table
 from .steps import StepLog, cut
 from .transfer import Kept, Spoiled, Uploads, fetch, patiently, store
 
@@ -108,7 +110,7 @@ class Attempt:
         await self._pen.begin(started)
         self._uploads = Uploads(self._keep, stored=started.resumed_from)
 
-    async def _furnished(self, resume: TrainingCheckpointed | None) -> RunSpec:
+    async def _furnished(self, resume: TrainingCheckpointed | None) -> RunSpec | FitSpec:
         order = self._order
         for name, claim in order.files.items():
             path = self._folder / name
@@ -119,22 +121,24 @@ class Attempt:
                 raise order.gone(name) from None
             except Spoiled:
                 raise order.damaged from None
-        return RunSpec(
+        common = Assignment(
             job_id=self._job_id,
             attempt=self._number,
             folder=str(self._folder),
             snapshot="" if order.merge else str(self._folder / SNAPSHOT),
-            tuning=order.tuning,
             resume=str(self._folder / "resume") if resume else "",
             device=self._slot.device,
             threads=self._slot.threads,
             cache=str(self._place.models),
-            merge=str(self._folder / ADAPTER) if order.merge else "",
-            texts=order.texts,
         )
+        if order.fit:
+            return FitSpec(**msgspec.structs.asdict(common), fit=order.fit, dataset_id=order.dataset_id, sha256=order.files[SNAPSHOT].sha256)
+        assert order.tuning
+        merge = str(self._folder / ADAPTER) if order.merge else ""
+        return RunSpec(**msgspec.structs.asdict(common), tuning=order.tuning, merge=merge, texts=order.texts)
 
-    async def _forked(self, spec: RunSpec) -> Child:
-        offline = models.at_hand(self._tuning, self._place.models)
+    async def _forked(self, spec: RunSpec | FitSpec) -> Child:
+        offline = holds_table(spec.snapshot) if isinstance(spec, FitSpec) else models.at_hand(spec.tuning, self._place.models)
         environ = self._slot.environ | (models.OFFLINE if offline else {})
         try:
             return await self._unless_told(self._place.children.start(spec, environ=environ, offline=offline))
@@ -188,7 +192,7 @@ class Attempt:
                 except (BrokenFrame, FileNotFoundError) as error:
                     raise Lost("protocol", f"it promised files that are not there ({error})") from error
             case Failed(code=code, message=message, step=step):
-                if code.startswith(("model", "hub")):
+                if self._tuning and code.startswith(("model", "hub")):
                     models.forget(self._tuning, self._place.models)
                 steps = await self._within(self._place.timing.answer, self._stored_log())
                 return TrainingFailed(
@@ -247,7 +251,8 @@ class Attempt:
                 self._hello = frame
             case Ready():
                 self._ready = frame
-                models.loaded(self._tuning, self._place.models)
+                if self._tuning:
+                    models.loaded(self._tuning, self._place.models)
             case Phase() if self._order.merge:
                 self._phase = frame
             case _:

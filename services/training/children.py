@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from .forking import Answer, Exited, Order, Started, Warm, answer, packed, raw
-from .frames import RunSpec
+from .frames import FitSpec, RunSpec
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class Children:
     def server_pid(self) -> int:
         return self._server.pid if self._server else 0
 
-    async def start(self, spec: RunSpec | None, *, entry: str = "", environ: Mapping[str, str] | None = None, offline: bool = False) -> Child:
+    async def start(self, spec: RunSpec | FitSpec | None, *, entry: str = "", environ: Mapping[str, str] | None = None, offline: bool = False) -> Child:
         order = Order(entry=entry or self._entry, spec=raw(spec), environ=dict(environ or {}), offline=offline)
         async with self._orders:
             await self._warm.wait()

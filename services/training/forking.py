@@ -13,7 +13,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     entry: str
     """`module:function`"""
     spec: msgspec.Raw
-    """A RunSpec, or nil."""
+    """A RunSpec, a FitSpec, or nil."""
     environ: dict[str, str] = {}
     offline: bool = False
     """Take the network away from it, where the kernel lets us."""

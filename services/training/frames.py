@@ -5,22 +5,21 @@ from typing import Any
 
 import msgspec
 
-from libs.events import FineTune
+from libs.events import FineTune, Fit
 
 LONGEST = 8 * 1024 * 1024
 _length = struct.Struct("<I")
 
 
-class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """All that a child is told. Paths lie in its run folder, or are folders of models it may read."""
+class Assignment(msgspec.Struct, frozen=True, kw_only=True, tag_field="run"):
+    """What every child is told. Paths lie in its run folder, or are folders of models it may read."""
 
     job_id: str
     attempt: int
     folder: str
     """The child's own: checkpoints, artifacts and temporary files go here."""
     snapshot: str
-    """JSON lines of rows."""
-    tuning: FineTune
+    """What there is to learn from: JSON lines of rows, a table as Parquet, or a ZIP of images."""
     resume: str = ""
     """A checkpoint file to go on from."""
     device: str = "cpu"
@@ -28,10 +27,25 @@ class RunSpec(msgspec.Struct, frozen=True, kw_only=True):
     threads: int = 1
     cache: str = ""
     """Where downloaded models are kept between runs."""
+
+
+class RunSpec(Assignment, frozen=True, kw_only=True, tag="tuning"):
+    """A language model is fine-tuned."""
+
+    tuning: FineTune
     merge: str = ""
     """A folder with an adapter that `tuning` made: it is merged into its base, and nothing is trained. Then there is no snapshot."""
     texts: list[str] = []
     """On which the merged model is compared with its base and the adapter."""
+
+
+class FitSpec(Assignment, frozen=True, kw_only=True, tag="fit"):
+    """A model is fitted to a data set."""
+
+    fit: Fit
+    dataset_id: str = ""
+    sha256: str = ""
+    """Of the snapshot: for the model's card."""
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True, tag_field="t"):
@@ -68,7 +82,7 @@ class Step(Frame, frozen=True, kw_only=True, tag="step"):
     lr: float
     epoch: float
     tokens: int
-    grad_norm: float
+    grad_norm: float | None = None
     seconds: float
     memory: int = 0
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from libs.events import Claim, ExportInputs, FineTune, JobCreated, Recorded, TrainingCompleted, TrainingSampled, story
+from libs.events import Claim, ExportInputs, FineTune, Fit, FitInputs, JobCreated, Recorded, TrainingCompleted, TrainingSampled, story
 from libs.events.log import EventLog
 
 from .ending import Hopeless
@@ -14,7 +14,9 @@ from .story import Story
 TRAIN, EXPORT = "train", "export"
 KINDS = (TRAIN, EXPORT)
 """Kinds of jobs whose stage `training` this version does."""
-SNAPSHOT, ADAPTER = "snapshot.jsonl", "adapter"
+SNAPSHOT, ADAPTER = "snapshot", "adapter"
+FIT = "fit"
+"""The `trainer` that a spec names whose model is fitted to a data set."""
 ANCESTOR = "ancestor-"
 """And a number, the oldest first: where what a base of our own is made of lies."""
 NEEDED = ("adapter_model.safetensors", "adapter_config.json")
@@ -22,7 +24,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
-    tuning: FineTune
+    tuning: FineTune | None = None
+    fit: Fit | None = None
+    """One of the two."""
+    dataset_id: str = ""
     files: dict[str, Claim]
     """What the child gets to read, by where it lies in the run's folder."""
     merge: bool = False
@@ -34,7 +39,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
     def gone(self, name: str) -> Hopeless:
         """Why it can't be done without this file."""
-        if not name.startswith(ANCESTOR):
+        if self.tuning is None or not name.startswith(ANCESTOR):
             return self.missing
         return Hopeless(
             "model_gone", f"{self.tuning.base_model} can't be loaded: what one of the runs that it is made of left is not in the object store any more."
@@ -54,12 +59,28 @@ async def order(told: Story, event_log: EventLog, *, tenant: str) -> Order:
 def _train(told: Story) -> Order:
     if told.snapshot is None:
         raise Hopeless("snapshot_missing", "The preparation left no snapshot to train on. Start the training again.")
+    if told.job.spec.get("trainer") == FIT:
+        return _fit(told, told.snapshot)
     tuning = _tuning(told.job.spec)
     return Order(
         tuning=tuning,
         files={SNAPSHOT: told.snapshot} | ancestors(tuning),
         missing=Hopeless("snapshot_missing", "The snapshot of the rows is not in the object store any more. Start the training again."),
         damaged=Hopeless("snapshot_damaged", "The snapshot in the object store is not the one that was made. Start the training again."),
+    )
+
+
+def _fit(told: Story, snapshot: Claim) -> Order:
+    try:
+        fit, inputs = msgspec.convert(told.job.spec, Fit), msgspec.convert(told.job.inputs, FitInputs)
+    except msgspec.ValidationError as error:
+        raise Hopeless("spec_invalid", f"The training's settings can't be used: {error}.") from error
+    return Order(
+        fit=fit,
+        dataset_id=inputs.dataset_id,
+        files={SNAPSHOT: snapshot},
+        missing=Hopeless("snapshot_missing", "What was prepared of the data set is not in the object store any more. Upload it again."),
+        damaged=Hopeless("snapshot_damaged", "What lies in the object store is not what was prepared of the data set. Upload it again."),
     )
 
 

@@ -97,7 +97,7 @@ def _read(line: bytes) -> Step:
         lr=_number(read.learning_rate),
         epoch=_number(read.epoch),
         tokens=read.tokens,
-        grad_norm=_number(read.grad_norm),
+        grad_norm=read.grad_norm,
         seconds=read.tokens / read.tokens_per_second if read.tokens_per_second else 0.0,
     )
 

@@ -38,7 +38,7 @@ def progress(frame: Step, *, job_id: str, attempt: int, total: int, pace: Speed)
     metrics = {
         "train_loss": frame.loss,
         "learning_rate": frame.lr,
-        "grad_norm": frame.grad_norm,
+        **({} if frame.grad_norm is None else {"grad_norm": frame.grad_norm}),
         "tokens_per_second": speed(frame),
     } | ({"memory_gb": round(frame.memory / 1e9, 3)} if frame.memory else {})
     finite, nonfinite = told(metrics)

@@ -414,9 +414,10 @@ async def wait_to_be_loaded(session: asyncpg.Connection, storage: Storage, seq: 
     job = str(uuid4())
     line = {"id": job, "row": 1, "split": "train", "format": "", "data": {}, "valid": True, "reason": "", "message": "", "tokens": 1}
     content = await storage.put(f"{SCRATCH}/{job}", json.dumps(line).encode())
-    await session.execute("insert into files select $1, 'local', 'p', '', '', '', 1, '', '', $1, now()", job)
-    job_row = """insert into jobs (id, tenant, project_id, kind, stages, inputs, started_by, stage, phase, cancel_requested, progress, message, created_at, version)
-                   values ($1, 'local', 'p', 'ingest', '["preparation"]', '{}', '', 'preparation', 'completed', false, 100, '', now(), 1)"""
+    await session.execute("insert into files select $1, 'local', 'p', '', '', '', 1, '', '', $1, 1, now()", job)
+    job_row = """insert into jobs (id, tenant, project_id, kind, stages, inputs, started_by, stage, phase, cancel_requested, progress, message,
+                                   left_over, made, seconds, created_at, version)
+                   values ($1, 'local', 'p', 'ingest', '["preparation"]', '{}', '', 'preparation', 'completed', false, 100, '', 0, 0, 0, now(), 1)"""
     await session.execute(job_row, job)
     part = """insert into parts (id, tenant, job_id, file_id, part, key, sha256, size, rows, valid, state, seq, created_at)
                 values ($1, 'local', $1, $1, 1, $2, $3, $4, 1, 1, 'pending', $5, now())"""

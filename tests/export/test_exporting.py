@@ -402,7 +402,7 @@ async def test_what_loading_doesnt_need_stays_behind(service: Exports, log: Even
 
     await service.export(created)
 
-    assert len(await files(log, created)) == 6
+    assert len(await files(log, created)) == 7
 
 
 @pytest.mark.parametrize("job", ["train", "ingest"])

@@ -153,10 +153,12 @@ class FineTuneFlow:
     def resolve(self, project: str, model: str) -> httpx.Response:
         return self.http.post(f"/projects/{project}/model/resolve", json={"model_id": model})
 
-    def upload(self, project: str, rows: list[dict[str, str]]) -> None:
+    def upload(self, project: str, rows: list[dict[str, Any]]) -> str:
+        """The job that reads them."""
         content = "".join(json.dumps(row) + "\n" for row in rows).encode()
         answer = self.http.post(f"/projects/{project}/files/upload", files={"files": ("rows.jsonl", content)}, data={"kind": "dataset_upload"})
         assert answer.status_code == 201, answer.text
+        return answer.json()["files"][0]["job_id"]
 
     def edit(self, project: str, example: str, data: dict[str, str]) -> None:
         """Until everybody sees it."""
@@ -167,12 +169,7 @@ class FineTuneFlow:
             time.sleep(0.1)
 
     def dry_run(self, project: str, **body: Any) -> httpx.Response:
-        """Once the files are read."""
-        deadline = time.monotonic() + 60
-        while (answer := self.http.post(f"/projects/{project}/dataset/dry-run", json=body, timeout=60)).status_code == 409:
-            assert time.monotonic() < deadline, answer.text
-            time.sleep(0.2)
-        return answer
+        return self.http.post(f"/projects/{project}/dataset/dry-run", json=body, timeout=60)
 
     def start(self, project: str, **hyperparams: Any) -> httpx.Response:
         return self.http.post(f"/projects/{project}/train/start", json={"method": "qlora", "hyperparams": hyperparams})
@@ -282,7 +279,7 @@ def test_what_a_run_would_learn_is_seen_before_it_is_started(api: FineTuneFlow):
     api.resolve(project, "trainyard/tiny-llama")
     said = [("user", "Hi"), ("assistant", "Hello!"), ("user", "And?"), ("assistant", "That is all.")]
     chat = {"messages": [{"role": who, "content": text} for who, text in said]}
-    api.upload(project, [chat, *ROWS])
+    assert api.job(api.upload(project, [chat, *ROWS]))["status"] == "success"
     asked = {"method": "lora", "hyperparams": {"num_epochs": 2, "per_device_batch_size": 4, "gradient_accumulation_steps": 2, "max_seq_length": 128}}
 
     seen = api.dry_run(project, **asked)

@@ -17,7 +17,7 @@ from services.gateway.domain.errors import IdempotencyKeyReused, LogFull, NotFou
 from services.gateway.domain.project import AddFiles, ChangeProject, CreateProject, DeleteProject, Project
 from services.gateway.rooms import rooms
 from services.gateway.views.database import ensure_views, pool
-from services.gateway.views.progress import Progress
+from services.gateway.views.progress import Progress, Step
 from services.gateway.views.runner import fold
 
 
@@ -199,6 +199,23 @@ async def test_someone_elses_project_is_not_there(commands: Commands, origin: Or
 
     with pytest.raises(NotFound):
         await commands.run(ChangeProject(project_id=id, name="mine"), origin=Origin(tenant="t-other"))
+
+
+async def test_who_has_stopped_waiting_for_views_that_stand_still_is_forgotten_and_the_others_hear_of_them():
+    progress = Progress()
+    patient, gone = (asyncio.create_task(progress.wait(seq, patience=60)) for seq in (7, 8))
+
+    assert not any(await asyncio.gather(*(progress.wait(seq % 10 + 1, patience=0.001) for seq in range(100))))
+    gone.cancel()
+    await asyncio.gather(gone, return_exceptions=True)
+    assert len(progress._waiting) == 1
+
+    progress.reached(Step(seq=6))
+    assert await progress.wait(6, patience=0)
+    assert not patient.done()
+    progress.reached(Step(seq=7))
+    assert await patient
+    assert not progress._waiting
 
 
 def file(id: str, job: str) -> File:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from itertools import combinations, product
 from typing import Any
 from uuid import uuid4
@@ -14,6 +15,7 @@ import pytest
 from infra.embedded import Process, Servers
 from libs.events import Event, Origin, PreparationCancelled, PreparationCompleted, PreparationFailed, PreparationProgressed, PreparationStarted
 from libs.events.log import EventLog, Write
+from services.gateway.api.finetuneflow.words import stamp, stamp_of_text
 from tests.kit.eventually import eventually
 from tests.kit.gateway import KEPT, bare, client, footprint, running, stored
 
@@ -60,6 +62,13 @@ async def test_a_project_is_created_as_asked(api: httpx.AsyncClient):
     assert made["created_at"] == made["updated_at"]
     assert made["created_at"].endswith("Z")
     assert answer.headers["location"] == f"/projects/{made['id']}"
+
+
+@pytest.mark.parametrize("fraction", ["", ".5", ".12", ".123", ".000001", ".999999"])
+def test_a_time_is_told_alike_whether_it_comes_from_a_fact_or_from_a_row(fraction: str):
+    text = f"2026-01-05 09:30:00{fraction}+00"
+
+    assert stamp_of_text(text) == stamp(datetime.fromisoformat(text))
 
 
 async def test_a_project_needs_only_a_name(api: httpx.AsyncClient):

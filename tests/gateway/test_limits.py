@@ -520,8 +520,6 @@ async def test_two_gateways_let_exactly_as_many_through_as_one(limited: Process,
 
 async def test_a_gateway_killed_under_load_lets_nobody_exceed_the_limit_and_the_other_goes_on(limited: Process, second: Process, door: httpx.AsyncClient):
     async def round() -> tuple[int, int]:
-        if second.ended() is not None:
-            await revive(second)
         ann, accepted, refused = await somebody(door), Counter[Process](), set[Process]()
         async with client(limited, headers=ann.headers) as one, client(second, headers=ann.headers) as other:
 
@@ -539,8 +537,7 @@ async def test_a_gateway_killed_under_load_lets_nobody_exceed_the_limit_and_the_
                 pairs = [(one, limited), (other, second)]
                 return asyncio.gather(*(asking(api, process, until=partial(until, process)) for api, process in pairs for _ in range(4)))
 
-            enough = accepted.total
-            load = at_once(until=lambda process: process is limited and second.ended() is not None and enough() > 500)
+            load = at_once(until=lambda process: process is limited and second.pid is None and accepted.total() > 500)
             await eventually(lambda: accepted[second] >= 100)
             second.kill()
             before = accepted[limited]

@@ -7,7 +7,6 @@ from uuid import uuid4
 import httpx
 import msgspec
 import pytest
-from nats.aio.client import Client
 
 from infra.embedded import Servers
 from libs.events import File, JobCreated, Origin, PreparationCompleted, PreparationProduced, ProjectFilesAdded
@@ -49,7 +48,7 @@ async def old_project(api: httpx.AsyncClient, log: EventLog, storage: Storage) -
     return project, jobs
 
 
-async def test_it_can_be_trained_and_deleted_and_nothing_of_it_stays(api: httpx.AsyncClient, log: EventLog, storage: Storage, infra_nc: Client):
+async def test_it_can_be_trained_and_deleted_and_nothing_of_it_stays(api: httpx.AsyncClient, log: EventLog, storage: Storage):
     project, jobs = await old_project(api, log, storage)
     await api.post(f"/projects/{project}/model/resolve", json={"model_id": "trainyard/tiny-llama"})
 

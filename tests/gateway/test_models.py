@@ -242,6 +242,7 @@ async def test_a_model_that_the_hub_does_not_have_is_a_404_in_the_documents_word
 
     assert (answer.status_code, answer.json()["detail"]) == (404, "Model 'nobody/nothing' not found on HuggingFace Hub")
     assert answer.json()["error_code"] == "MODEL_NOT_FOUND"
+    assert "TRAINYARD_HF_TOKEN" in answer.json()["context"]["hint"]
     assert set(answer.json()) == KEPT
     assert await footprint(log, servers) == before
 
@@ -256,6 +257,14 @@ async def test_a_hub_that_is_down_is_never_a_404(api: httpx.AsyncClient, the_hub
     assert "model hub" in answer.json()["detail"]
     assert "retry-after" in answer.headers
     assert await footprint(log, servers) == before
+
+
+async def test_a_token_that_the_hub_refuses_is_told_from_a_model_that_is_not_open(api: httpx.AsyncClient, the_hub: FakeHub, project: str):
+    the_hub.say("/api/models/any/model", status=401)
+
+    answer = await resolve(api, project, "any/model")
+
+    assert (answer.status_code, answer.json()["error_code"]) == (400, "HUB_TOKEN_REFUSED")
 
 
 async def test_a_model_behind_a_licence_is_refused_with_what_helps(api: httpx.AsyncClient, the_hub: FakeHub, project: str):
@@ -505,6 +514,23 @@ async def test_parameters_are_counted_from_the_config_when_the_hub_does_not_say(
 
     assert (model.info.num_parameters, model.info.valid) == (count, True)
     assert (model.shape is None) == (count is None)
+
+
+@pytest.mark.parametrize(
+    ("listing", "license"),
+    [
+        ({"cardData": {"license": "mit"}, "tags": ["license:apache-2.0"]}, "mit"),
+        ({"cardData": {"license": "other", "license_name": "our own"}}, "our own"),
+        ({"cardData": {"license": "other"}}, "other"),
+        ({"cardData": {"license": ["mit", "cc-by-4.0"]}}, "mit, cc-by-4.0"),
+        ({"cardData": None, "tags": ["text-generation", "license:apache-2.0"]}, "apache-2.0"),
+        ({"cardData": {}}, None),
+    ],
+)
+async def test_the_licence_is_that_of_the_card_or_of_the_hubs_tags(hub: Hub, the_hub: FakeHub, listing: dict[str, Any], license: str | None):
+    the_hub.model("some/model", **listing)
+
+    assert (await hub.describe("some/model")).info.license == license
 
 
 @pytest.mark.parametrize("status", [404, 401])

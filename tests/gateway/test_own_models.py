@@ -95,7 +95,7 @@ class Yard:
     async def completed(self, job: str, *, method: str, tenant: str = "local") -> None:
         config = await self._storage.put(f"{tenant}/{job}/1", json.dumps(tiny.CONFIG).encode())
         fake = Claim(key=f"{tenant}/{job}/1/0", sha256="0" * 64, size=1)
-        artifacts = {name: fake for name in FILES} | {"base_config.json": config}
+        artifacts = dict.fromkeys(FILES, fake) | {"base_config.json": config}
         if method == "full":
             artifacts = {"model.safetensors": fake, "config.json": config, "tokenizer.json": fake}
         await self.say(
@@ -173,6 +173,14 @@ async def test_what_is_no_run_is_not_found(yard: Yard, trained: tuple[str, str],
     answer = await yard.resolve(trained[0], f"trainyard/{name}")
 
     assert (answer.status_code, answer.json()["error_code"]) == (404, "MODEL_NOT_FOUND")
+
+
+async def test_a_run_that_trained_something_else_is_none(yard: Yard, trained: tuple[str, str]):
+    job = str(uuid.uuid4())
+    await yard.say(JobCreated(job_id=job, kind="train", stages=["training"], inputs={}, spec={"model_type": "mlp"}, project_id=trained[0]))
+    await yard.say(TrainingCompleted(job_id=job, attempt=1, step=1, artifacts={}, steps=Claim(key="local/x/0", sha256="0" * 64, size=1)))
+
+    assert (await yard.resolve(trained[0], f"trainyard/{job}")).status_code == 404
 
 
 async def test_a_run_that_has_not_completed_is_none_yet(yard: Yard):

@@ -44,14 +44,15 @@ class Project:
         self._api = api
 
     async def add(self, rows: list[dict[str, Any]]) -> None:
-        """Until they can be read."""
+        """Until they are read."""
         content = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
         answer = await self._api.post(f"/projects/{self.id}/files/upload", files={"files": ("rows.jsonl", content)}, data={"kind": "dataset_upload"})
         assert answer.status_code == 201, answer.text
-        await eventually(lambda: self._there(len(rows)), patience=30)
+        await eventually(self._read, patience=30)
 
-    async def _there(self, count: int) -> bool:
-        return (await self._api.get(f"/projects/{self.id}/dataset/examples", params={"limit": 1})).json()["total"] == count
+    async def _read(self) -> bool:
+        jobs = (await self._api.get(f"/projects/{self.id}/jobs")).json()["jobs"]
+        return bool(jobs) and all(job["status"] == "success" for job in jobs)
 
     async def has(self, **wanted: int) -> bool:
         """So many that are valid in each split."""

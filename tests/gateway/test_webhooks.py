@@ -231,6 +231,11 @@ async def test_the_contracts_names_and_bodies(yard: Yard, receiver: Receiver):
 
     await yard.add(PreparationCompleted(job_id=ingest, parts=1, rows=9, valid=9))
     await yard.add(PreparationCompleted(job_id=run, parts=0, rows=0, valid=0))
+    merged = str(uuid4())  # what an export merges is no training of anybody's
+    await yard.add(JobCreated(job_id=merged, kind="export", stages=["training", "export"], inputs={"training_job_id": run}))
+    await yard.add(TrainingStarted(job_id=merged, attempt=1, merge=True))
+    await yard.add(TrainingProgressed(job_id=merged, attempt=1, step=50, total_steps=200, doing="writing"))
+    await yard.add(TrainingCompleted(job_id=merged, attempt=1, step=0, artifacts={}, steps=NOTHING, merge=True))
     await yard.add(TrainingStarted(job_id=run, attempt=1))
     for step in (1, 5, 10, 11, 35):
         await yard.add(TrainingProgressed(job_id=run, attempt=1, step=step, total_steps=100, epoch=1.5, metrics={"loss": 0.5}))

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from litestar import Request
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -29,10 +30,13 @@ from libs.events import (
     WorkspaceMemberRoleChanged,
 )
 from libs.events.log import EventLog, Write
+from services.gateway.api.requests import origin
 from services.gateway.audience import AccessEnded, Audience
 from services.gateway.domain.errors import AlreadyMember, NotFound, OwnerStays, RoleMissing, TooManyMembers, TooManyMemberships
 from services.gateway.domain.user import Principal
 from services.gateway.domain.workspace import (
+    CHANGE,
+    MANAGE,
     MEMBERS,
     MEMBERSHIPS,
     AddMember,
@@ -187,6 +191,15 @@ async def test_what_the_views_lack_is_found_in_the_log_and_asked_for_once(log: E
     assert await places.of(KINDS["project_id"], project, principal(other="viewer")) == "u", "elsewhere: it is looked for at home, where it is not"
     assert await places.of(KINDS["project_id"], str(uuid4()), principal()) == "u"
     assert views.asked == 2, "who is in no other workspace asks nobody"
+
+
+def test_a_thing_that_was_found_in_the_path_does_not_make_a_lesser_role_enough():
+    asked = {"type": "http", "method": "POST", "path": "/", "headers": [], "principal": principal(w="editor"), "workspace": "w"}
+    request = Request[Any, Any, Any](cast("Any", asked))
+
+    assert origin(request, needs=CHANGE).tenant == "w"
+    with pytest.raises(RoleMissing):
+        origin(request, needs=MANAGE)
 
 
 # ---- over HTTP

@@ -34,10 +34,15 @@ def on(folder: Path, *below: tuple[str, kit.Told], cache: Path, **tuning: Any) -
     folder.mkdir()
     ancestors: list[dict[str, Any]] = []
     for n, (method, told) in enumerate(below):
-        shutil.copytree(Path(next(iter(told.end.artifacts.values()))).parent, folder / f"ancestor-{n}")
-        ancestors.append({"job_id": f"job-{n}", "project_id": "p", "method": method, "files": dict.fromkeys(told.end.artifacts, CLAIM)})
+        shutil.copytree(Path(next(iter(end(told).artifacts.values()))).parent, folder / f"ancestor-{n}")
+        ancestors.append({"job_id": f"job-{n}", "project_id": "p", "method": method, "files": dict.fromkeys(end(told).artifacts, CLAIM)})
     root = "" if below[0][0] == "full" else "trainyard/tiny-llama"
     return kit.train(kit.spec(folder, ROWS, cache=cache, base_model=f"trainyard/job-{len(below) - 1}", ancestors=ancestors, root=root, **tuning))
+
+
+def end(told: kit.Told) -> Completed:
+    assert isinstance(told.end, Completed)
+    return told.end
 
 
 def before(told: kit.Told) -> float:
@@ -48,16 +53,16 @@ def before(told: kit.Told) -> float:
 def test_a_run_begins_with_what_the_adapter_below_has_learned(tmp_path: Path, cache: Path, adapter: kit.Told, method: str):
     told = on(tmp_path / "second", ("lora", adapter), cache=cache, method=method)
 
-    assert before(adapter) > adapter.end.metrics["eval_loss"] + 0.3
-    assert before(told) == pytest.approx(adapter.end.metrics["eval_loss"], rel=1e-4)
-    assert isinstance(told.end, Completed)
+    assert before(adapter) > end(adapter).metrics["eval_loss"] + 0.3
+    assert before(told) == pytest.approx(end(adapter).metrics["eval_loss"], rel=1e-4)
+    assert end(told).artifacts
     assert told.of(Ready)[0].facts["built_on"] == ["job-0"]
 
 
 def test_a_qlora_run_begins_with_it_too_and_only_then_rounds_to_4_bits(tmp_path: Path, cache: Path, adapter: kit.Told):
     told = on(tmp_path / "second", ("lora", adapter), cache=cache, method="qlora", max_steps=2)
 
-    assert before(told) == pytest.approx(adapter.end.metrics["eval_loss"], rel=0.05)
+    assert before(told) == pytest.approx(end(adapter).metrics["eval_loss"], rel=0.05)
 
 
 def test_own_models_stand_on_own_models(tmp_path: Path, cache: Path, adapter: kit.Told):
@@ -67,17 +72,17 @@ def test_own_models_stand_on_own_models(tmp_path: Path, cache: Path, adapter: ki
     fourth = on(tmp_path / "fourth", ("full", third), cache=cache, method="lora", max_steps=2)
     fifth = on(tmp_path / "fifth", ("full", third), ("lora", fourth), cache=cache, method="lora", max_steps=2)
 
-    assert before(third) == pytest.approx(second.end.metrics["eval_loss"], rel=1e-4)
-    assert before(fourth) == pytest.approx(third.end.metrics["eval_loss"], rel=1e-4)
-    assert before(fifth) == pytest.approx(fourth.end.metrics["eval_loss"], rel=1e-4)
+    assert before(third) == pytest.approx(end(second).metrics["eval_loss"], rel=1e-4)
+    assert before(fourth) == pytest.approx(end(third).metrics["eval_loss"], rel=1e-4)
+    assert before(fifth) == pytest.approx(end(fourth).metrics["eval_loss"], rel=1e-4)
 
 
 def test_an_adapter_on_an_own_model_says_so_and_tokenizer_and_template_come_along(tmp_path: Path, cache: Path, adapter: kit.Told):
     told = on(tmp_path / "second", ("lora", adapter), cache=cache, method="lora")
 
-    folder = Path(told.end.artifacts["adapter_config.json"]).parent
+    folder = Path(end(told).artifacts["adapter_config.json"]).parent
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "trainyard/job-0"
-    below = Path(adapter.end.artifacts["adapter_config.json"]).parent
+    below = Path(end(adapter).artifacts["adapter_config.json"]).parent
     assert (folder / "tokenizer.json").read_bytes() == (below / "tokenizer.json").read_bytes()
     assert (folder / "chat_template.jinja").read_bytes() == (below / "chat_template.jinja").read_bytes()
 
@@ -91,7 +96,7 @@ def test_a_smoke_run_makes_a_tiny_one_of_it(tmp_path: Path, cache: Path, adapter
 
 def test_an_adapter_that_does_not_fit_what_is_below_is_refused(tmp_path: Path, cache: Path, adapter: kit.Told):
     broken = tmp_path / "broken"
-    shutil.copytree(Path(adapter.end.artifacts["adapter_config.json"]).parent, broken)
+    shutil.copytree(Path(end(adapter).artifacts["adapter_config.json"]).parent, broken)
     (broken / "adapter_model.safetensors").write_bytes(b"no weights")
     told = kit.Told()
     told.end = Completed(step=1, artifacts={path.name: str(path) for path in broken.iterdir()}, metrics={}, summary={})

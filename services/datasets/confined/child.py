@@ -1,5 +1,6 @@
 """The process that reads one data set: `process.py` starts it with the file as its stdin, and reads frames from its stdout."""
 
+import errno
 import logging
 import os
 import resource
@@ -55,14 +56,22 @@ def answer(file: IO[bytes], order: Order, say: Say) -> None:
         say(Refused(code=why.code, message=why.message))
     except (MemoryError, ImportError):
         raise
-    except OSError as error:
-        say(Refused(code="out_of_bounds", message=f"The file makes more than there is room for ({error.strerror}). Divide it and upload its parts."))
-    except Exception as error:  # noqa: BLE001  # strangers' files break libraries in every possible way
-        say(_damaged(error))
+    except Exception as error:  # strangers' files break libraries in every possible way
+        if _tells(error, errno.EFBIG):
+            say(Refused(code="out_of_bounds", message="The file makes more than there is room for. Divide it and upload its parts."))
+        elif _tells(error, errno.ENOSPC):
+            raise  # ours to mend
+        else:
+            say(_damaged(error))
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # what a library that isn't Python calls an error of its own
             raise
         say(_damaged(error))
+
+
+def _tells(error: Exception, number: int) -> bool:
+    """A library that isn't Python has its own errors for what the system says."""
+    return (error.errno if isinstance(error, OSError) else None) == number or f"(os error {number})" in str(error)
 
 
 def _damaged(error: BaseException) -> Refused:

@@ -172,13 +172,13 @@ class Delimited:
         return frame.drop(last), refused
 
     def _slow(self, text: str, held: bytes, *, last: bool) -> tuple[pl.DataFrame, dict[str, int], bytes]:
-        """Record by record, as the library of Python reads them. A quote that is never closed costs the line that it is in, and no other."""
+        """Record by record, as the library of Python reads them. A quote that is never closed, or goes on behind its end, costs the line that it is in and no other."""
         lines = _Lines(text.replace("\r", " ").split("\n")[:-1])
         rows: list[list[str]] = []
         refused = Counter[str]()
         while not lines.ended:
             try:
-                for cells in csv.reader(lines, delimiter=self._delimiter, skipinitialspace=self._spaced):
+                for cells in csv.reader(lines, delimiter=self._delimiter, skipinitialspace=self._spaced, strict=True):
                     if lines.ended:
                         raise _Unclosed
                     lines.begin = lines.at
@@ -192,7 +192,7 @@ class Delimited:
                 if lines.ended and not last and lines.size_from_begin() < LONGEST_RECORD:
                     held = lines.rest().encode() + held
                     break
-                count(refused, "quote_unclosed")
+                count(refused, "bad_quotes")
                 lines.leave_out()
         columns = list(zip(*rows, strict=True)) or [()] * self._width
         frame = pl.DataFrame({place(n): pl.Series(column, dtype=pl.String) for n, column in enumerate(columns)})

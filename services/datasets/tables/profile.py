@@ -224,7 +224,7 @@ def _all_figures(table: pl.LazyFrame, draft: Draft, names: list[str], say: Say) 
 def _figures(values: pl.Series, *, with_counts: bool, exact: bool) -> Figures:
     dates = isinstance(values.dtype, pl.Datetime)
     values = values.cast(pl.Int64) if dates else values
-    distinct = values.approx_n_unique()
+    distinct = cast("int", values.approx_n_unique())
     if exact or distinct <= ESTIMATED_FROM:
         distinct = values.n_unique()
     minimum, maximum = float(cast("float", values.min())), float(cast("float", values.max()))
@@ -268,7 +268,13 @@ def _date(microseconds: float) -> str:
 def _write(table: pl.LazyFrame, order: Order, columns: list[Column], target: _Target) -> None:
     kept = [column for column in columns if column.role != "ignored"]
     with open(order.snapshot, "wb", closefd=False) as snapshot:
-        table.select(list(_selected(kept, target))).sink_parquet(snapshot, row_group_size=group_rows(len(kept)))
+        table.select(list(_selected(kept, target))).sink_parquet(snapshot, row_group_size=group_rows(len(kept)), metadata=_about(kept, target))
+
+
+def _about(columns: list[Column], target: _Target) -> dict[str, str]:
+    """In the file itself, for who trains on it: what each of its columns is, but for what people are shown of it."""
+    plain = [msgspec.structs.replace(column, histogram=[], categories=[]) for column in columns]
+    return {"trainyard.columns": msgspec.json.encode(plain).decode(), "trainyard.task": target.task}
 
 
 def _selected(columns: list[Column], target: _Target) -> Iterator[pl.Expr]:

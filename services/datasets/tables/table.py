@@ -256,5 +256,5 @@ class Table:
     def _no_rows(self) -> Refusal:
         if not self._rows:
             return Refusal("header_only", "The table has a header and no rows.")
-        why = ", ".join(f"{times:,} × {reason}" for reason, times in self._refused.items())
+        why = ", ".join(f"{reason} ({times:,})" for reason, times in self._refused.items())
         return Refusal("no_usable_rows", f"None of the {self._rows:,} rows can be used: {why}.")

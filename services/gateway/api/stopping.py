@@ -6,6 +6,7 @@ from contextlib import aclosing
 from libs.events import Origin, decode
 from services.gateway.commands import Commands
 from services.gateway.domain import jobs
+from services.gateway.domain.errors import JobEnded
 from services.gateway.domain.jobs import CancelJob, Job
 from services.gateway.live import Live
 
@@ -18,7 +19,7 @@ async def stop(job_id: str, *, reason: str, commands: Commands, live: Live, abou
     """The job as it is once it has ended, or when the patience for that is over. Raises JobEnded where there was nothing to stop."""
     outcome = await commands.run(CancelJob(job_id=job_id, reason=reason), origin=about)
     if outcome.state.status.ended:
-        return outcome.state
+        raise JobEnded(job_id=job_id, status=outcome.state.status.value)
     job, told = await _end(live, about.tenant, outcome.state)
     await commands.visible(told, patience=_SEEN)
     return job

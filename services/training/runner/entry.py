@@ -15,7 +15,8 @@ import msgspec
 
 from libs.runtime import orphan
 from services.training.disk import DISK_FULL, is_disk_full
-from services.training.frames import Checkpoint, Failed, Frame, Hello, RunSpec, Stopped
+from services.training.frames import Checkpoint, Failed, FitSpec, Frame, Hello, RunSpec, Stopped
+from services.training.snapshots import holds_images, holds_table
 
 from . import machine
 from .link import Link
@@ -25,7 +26,7 @@ from .wishes import Wishes
 LONGEST_MESSAGE = 2_000
 
 
-def run(sock: socket.socket, spec: RunSpec) -> NoReturn:
+def run(sock: socket.socket, spec: RunSpec | FitSpec) -> NoReturn:
     """The process's main: as long as Python lives, the last frame says how the run ended."""
     orphan.die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; what becomes of the run is the worker's to say
@@ -35,13 +36,11 @@ def run(sock: socket.socket, spec: RunSpec) -> NoReturn:
     os._exit(0)  # threads that load or download may still be at it
 
 
-def _end(spec: RunSpec, tell: Callable[[Frame], None], wishes: Wishes) -> Frame:
+def _end(spec: RunSpec | FitSpec, tell: Callable[[Frame], None], wishes: Wishes) -> Frame:
     try:
         settle(spec)
         tell(Hello(pid=os.getpid(), device=machine.name(spec.device), versions=machine.versions()))
-        from services.training.trainers import llm, merge  # a broken installation is a failed run, not a silent child
-
-        return merge.merge(spec, tell, wishes) if spec.merge else llm.train(spec, tell, wishes)
+        return _fitted(spec, tell, wishes) if isinstance(spec, FitSpec) else _tuned(spec, tell, wishes)
     except Stop:
         return Stopped(step=0)
     except Failure as failure:
@@ -49,16 +48,35 @@ def _end(spec: RunSpec, tell: Callable[[Frame], None], wishes: Wishes) -> Frame:
     except BaseException as error:  # noqa: BLE001 the worker can't read our stderr
         traceback.print_exc()
         if ran_out_of_memory(error):
-            return Failed(code="oom", message=f"The {spec.device} ran out of memory. Take a smaller model, max_seq_length or lora_r, or the method qlora.")
+            less = "batch_size or model_type, or fewer rows" if isinstance(spec, FitSpec) else "model, max_seq_length or lora_r, or the method qlora"
+            return Failed(code="oom", message=f"The {spec.device} ran out of memory. Take a smaller {less}.")
         if is_disk_full(error):
             return Failed(code="disk_full", message=DISK_FULL)
         return Failed(code="internal", message=plain(f"{type(error).__name__}: {error}")[:LONGEST_MESSAGE])
 
 
-def settle(spec: RunSpec) -> None:
+def _tuned(spec: RunSpec, tell: Callable[[Frame], None], wishes: Wishes) -> Frame:
+    from services.training.trainers import llm, merge  # a broken installation is a failed run, not a silent child
+
+    return merge.merge(spec, tell, wishes) if spec.merge else llm.train(spec, tell, wishes)
+
+
+def _fitted(spec: FitSpec, tell: Callable[[Frame], None], wishes: Wishes) -> Frame:
+    if holds_table(spec.snapshot):
+        from services.training.trainers import table
+
+        return table.train(spec, tell, wishes)
+    if holds_images(spec.snapshot):
+        raise Failure("images_not_yet", "This version fits models to tables only, and this data set holds images.")
+    raise Failure("data", "What was prepared of the data set is neither a table nor images. Upload it again.")
+
+
+def settle(spec: RunSpec | FitSpec) -> None:
     """As many threads as were granted, and silence: what matters is said in frames."""
     threads = str(spec.threads)
-    os.environ.update(OMP_NUM_THREADS=threads, RAYON_NUM_THREADS=threads, TOKENIZERS_PARALLELISM="true" if spec.threads > 1 else "false")
+    os.environ.update(
+        OMP_NUM_THREADS=threads, RAYON_NUM_THREADS=threads, POLARS_MAX_THREADS=threads, TOKENIZERS_PARALLELISM="true" if spec.threads > 1 else "false"
+    )
     import torch
     import transformers.utils.logging as transformers_logging
     from huggingface_hub.utils import disable_progress_bars
@@ -72,8 +90,8 @@ def settle(spec: RunSpec) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m services.training.runner.entry", description="Do one run without any service; frames come as JSON lines.")
-    parser.add_argument("--spec", required=True, type=Path, metavar="FILE", help="a RunSpec as JSON (services/training/frames.py)")
-    spec = msgspec.json.decode(parser.parse_args().spec.read_bytes(), type=RunSpec)
+    parser.add_argument("--spec", required=True, type=Path, metavar="FILE", help="a RunSpec or FitSpec as JSON (services/training/frames.py)")
+    spec = msgspec.json.decode(parser.parse_args().spec.read_bytes(), type=RunSpec | FitSpec)
     Path(spec.folder).mkdir(parents=True, exist_ok=True)
     wishes = Wishes()
     signal.signal(signal.SIGINT, lambda *_: wishes.stop.set())

@@ -18,7 +18,7 @@ import msgspec
 from libs.runtime import network
 from libs.runtime.orphan import die_with_parent
 from services.training.forking import Exited, Order, Started, Warm, order, packed
-from services.training.frames import RunSpec
+from services.training.frames import FitSpec, RunSpec
 
 LARGEST = 64 * 1024
 FIRST_TO_GO = "1000"
@@ -117,13 +117,13 @@ def _restrict(wanted: Order, server: int) -> None:
     die_with_parent(server)  # last: another user namespace would clear it
 
 
-def _entry(name: str) -> Callable[[socket.socket, RunSpec | None], Any]:
+def _entry(name: str) -> Callable[[socket.socket, RunSpec | FitSpec | None], Any]:
     module, _, function = name.partition(":")
     return getattr(import_module(module), function)
 
 
-def _spec(wanted: Order) -> RunSpec | None:
-    return msgspec.msgpack.decode(wanted.spec, type=RunSpec | None)
+def _spec(wanted: Order) -> RunSpec | FitSpec | None:
+    return msgspec.msgpack.decode(wanted.spec, type=RunSpec | FitSpec | None)
 
 
 if __name__ == "__main__":

@@ -91,27 +91,25 @@ def convert(booster: Booster, *, rounds: int, classes: int) -> onnx.ModelProto:
     nodes = _Nodes()
     for number, tree in enumerate(trees):
         nodes.add(tree, number % outputs)
-    ensemble = helper.make_node(
-        "TreeEnsemble",
-        ["x"],
-        ["raw"],
-        domain="ai.onnx.ml",
-        aggregate_function=1,
-        post_transform=0,
-        n_targets=outputs,
-        tree_roots=nodes.roots,
-        nodes_featureids=nodes.features,
-        nodes_modes=numpy_helper.from_array(np.array(nodes.modes, dtype=np.uint8)),
-        nodes_splits=numpy_helper.from_array(np.array(nodes.splits, dtype=np.float32)),
-        nodes_missing_value_tracks_true=nodes.gone_is_true,
-        nodes_truenodeids=nodes.branches["true"],
-        nodes_trueleafs=nodes.leaf_branches["true"],
-        nodes_falsenodeids=nodes.branches["false"],
-        nodes_falseleafs=nodes.leaf_branches["false"],
-        leaf_targetids=nodes.targets,
-        leaf_weights=numpy_helper.from_array(np.array(nodes.leaves, dtype=np.float32)),
-        **({"membership_values": numpy_helper.from_array(np.array(nodes.members, dtype=np.float32))} if nodes.members else {}),
-    )
+    attributes: dict[str, Any] = {
+        "aggregate_function": 1,
+        "post_transform": 0,
+        "n_targets": outputs,
+        "tree_roots": nodes.roots,
+        "nodes_featureids": nodes.features,
+        "nodes_modes": numpy_helper.from_array(np.array(nodes.modes, dtype=np.uint8)),
+        "nodes_splits": _floats(nodes.splits),
+        "nodes_missing_value_tracks_true": nodes.gone_is_true,
+        "nodes_truenodeids": nodes.branches["true"],
+        "nodes_trueleafs": nodes.leaf_branches["true"],
+        "nodes_falsenodeids": nodes.branches["false"],
+        "nodes_falseleafs": nodes.leaf_branches["false"],
+        "leaf_targetids": nodes.targets,
+        "leaf_weights": _floats(nodes.leaves),
+    }
+    if nodes.members:
+        attributes["membership_values"] = _floats(nodes.members)
+    ensemble = helper.make_node("TreeEnsemble", ["x"], ["raw"], domain="ai.onnx.ml", **attributes)
     graph = helper.make_graph(
         [ensemble, *_answer(classes)],
         "trees",
@@ -132,6 +130,10 @@ def _answer(classes: int) -> Iterator[onnx.NodeProto]:
         yield helper.make_node("Concat", ["first", "second"], ["y"], axis=1)
     else:
         yield helper.make_node("Identity", ["raw"], ["y"])
+
+
+def _floats(values: list[float]) -> onnx.TensorProto:
+    return numpy_helper.from_array(np.array(values, dtype=np.float32))
 
 
 def _dumped(booster: Booster, rounds: int) -> list[Tree]:

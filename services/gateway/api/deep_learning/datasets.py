@@ -18,6 +18,7 @@ from litestar.params import FromPath, FromQuery, QueryParameter
 from libs.config import Gateway
 from libs.events import File, uuid7
 from libs.events.log import Unavailable
+from libs.sniff import PARQUET
 from libs.storage import Storage
 from services.gateway.api import uploads
 from services.gateway.api.deep_learning.words import Limit, Page, stamp
@@ -29,9 +30,9 @@ from services.gateway.domain.dataset import CreateDataset, Dataset, DeleteDatase
 from services.gateway.domain.errors import NotFound
 from services.gateway.views import datasets
 
-TOLD_BY_CONTENT = frozenset({"application/json", "application/jsonl", "text/csv", "text/plain", "application/zip"})
-TOLD_BY_NAME = frozenset({"csv", "tsv", "txt", "json", "jsonl", "ndjson", "parquet"})
-"""Of what isn't text as the platform writes it: a table in another encoding, or Parquet. Whoever reads it finds out."""
+TOLD_BY_CONTENT = frozenset({"application/json", "application/jsonl", "text/csv", "text/plain", "application/zip", PARQUET})
+TOLD_BY_NAME = frozenset({"csv", "tsv", "txt", "json", "jsonl", "ndjson"})
+"""Of what isn't text as the platform writes it: a table in another encoding. Whoever reads it finds out."""
 BINARY = "application/octet-stream"
 KIND = "dataset"
 """Of a file, beside finetuneflow's two."""

@@ -214,7 +214,7 @@ async def stop_training(request: AnyRequest, job_id: FromPath[UUID], commands: N
     state = await _known(request, job_id, commands)
     if state.status.ended and state.status is not Status.CANCELLED:
         raise JobEnded(job_id=state.id, status=STATUS[state.status])
-    job = await stop(state.id, reason="stopped by its owner", commands=commands, live=live, about=origin(request))
+    job = state if state.status.ended else await stop(state.id, reason="stopped by its owner", commands=commands, live=live, about=origin(request))
     return TrainingStopped(job_id=job.id, status=STATUS[job.status], message=_STOPPED.get(job.status, "It stops as soon as its worker has noticed"))
 
 

@@ -156,10 +156,12 @@ def _doubts(info: Info, fits: Fits | None) -> list[str]:
 
 
 def _not_found(model_id: str) -> Refused:
+    context: dict[str, Any] = {}
     if model_id.startswith("/"):
         message = f"There is no folder '{model_id}' here that may be read: folders lie under those of TRAINYARD_SOURCE_ROOTS"
     elif trained.is_own(model_id):
         message = f"There is no run '{model_id}' here that has completed"
     else:
         message = f"Model '{model_id}' not found on HuggingFace Hub"
-    return Refused(404, message, code="model_not_found")
+        context = {"hint": "A private model is only seen with a token that may read it: TRAINYARD_HF_TOKEN"}
+    return Refused(404, message, code="model_not_found", context=context)

@@ -1,0 +1,183 @@
+"""A ZIP, looked at before anything is taken out of it: one table, or images."""
+
+import lzma
+import struct
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from tempfile import TemporaryFile
+from typing import IO
+
+from services.datasets.confined.frames import Limits, Order, Prepared, Refusal, Say
+
+RATIO = 200
+SMALL = 64 * 1024 * 1024
+"""Bytes that may come out of any archive, however few went in."""
+PIECE = 1024 * 1024
+TABLES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet")
+IMAGES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
+JUNK = ("__macosx", "thumbs.db", "desktop.ini")
+OFFICE = {"xl": "a spreadsheet of Excel. Save it as CSV", "word": "a Word document. Upload a table", "ppt": "a presentation. Upload a table"}
+
+_local = struct.Struct("<4s22xHH")
+
+
+class Entry:
+    """A file in the archive."""
+
+    def __init__(self, info: zipfile.ZipInfo) -> None:
+        self.info = info
+        self.path = PurePosixPath(info.filename)
+
+    @property
+    def name(self) -> str:
+        return self.info.filename
+
+    @property
+    def extension(self) -> str:
+        return self.path.suffix.casefold()
+
+
+class Package:
+    """What can be taken out of it safely, and why the rest can't."""
+
+    def __init__(self, file: IO[bytes], limits: Limits) -> None:
+        self.skipped = Counter[str]()
+        self.entries: list[Entry] = []
+        try:
+            self._archive = zipfile.ZipFile(file)
+            found = [info for info in self._archive.infolist() if not info.is_dir() and not _is_junk(info.filename)]
+            _check(found, self._archive, file, limits)
+        except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, struct.error):
+            raise _damaged() from None
+        for info in sorted(found, key=lambda info: info.filename):
+            if why := _why_not(info):
+                self.skipped[why] += 1
+            else:
+                self.entries.append(Entry(info))
+
+    def pieces(self, entry: Entry, *, most: int) -> Iterator[bytes]:
+        """Counted while they come: what the archive says of itself is a stranger's word. ValueError: there are more, or they aren't those that were packed."""
+        size = 0
+        try:
+            with self._archive.open(entry.info) as packed:
+                while piece := packed.read(PIECE):
+                    size += len(piece)
+                    if size > most:
+                        raise TooLarge
+                    yield piece
+        except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, zlib.error, lzma.LZMAError) as error:
+            raise Damaged from error
+
+    def content(self, entry: Entry, *, most: int) -> bytes:
+        return b"".join(self.pieces(entry, most=most))
+
+
+class TooLarge(Exception):
+    """More comes out than may."""
+
+
+class Damaged(Exception):
+    """What comes out isn't what was packed."""
+
+
+def read(file: IO[bytes], order: Order, say: Say) -> Prepared:
+    package = Package(file, order.limits)
+    if not package.entries:
+        why = "".join(f" {times:,} files were left out: {reason}." for reason, times in package.skipped.items())
+        if package.skipped["encrypted"]:
+            raise Refusal("encrypted", "The ZIP is encrypted and asks for a password. Upload it without one.")
+        raise Refusal("empty", f"The ZIP holds no files that can be used.{why}")
+    tables = [entry for entry in package.entries if entry.extension in TABLES]
+    images = [entry for entry in package.entries if entry.extension in IMAGES]
+    _check_office(package)
+    if tables and not images:
+        return _table(package, tables, order, say)
+    from services.datasets.images import collection
+
+    return collection.read(package, order, say)
+
+
+def unpacked(package: Package, entry: Entry, file: IO[bytes], limits: Limits) -> None:
+    try:
+        for piece in package.pieces(entry, most=limits.unpacked):
+            file.write(piece)
+    except TooLarge:
+        raise _bomb("More comes out of it than it says.") from None
+    except Damaged:
+        raise _damaged() from None
+    file.flush()
+    file.seek(0)
+
+
+def _table(package: Package, tables: list[Entry], order: Order, say: Say) -> Prepared:
+    if len(tables) > 1:
+        readable = [entry for entry in tables if entry.extension != ".txt"]  # the others may be about it
+        if len(readable) != 1:
+            listed = ", ".join(repr(entry.name[:100]) for entry in tables[:5])
+            raise Refusal("several_tables", f"The ZIP holds {len(tables)} tables ({listed}). Upload one.")
+        tables = readable
+    from services.datasets.tables import table
+
+    with TemporaryFile() as file:
+        unpacked(package, tables[0], file, order.limits)
+        prepared = table.read(file, order, say)
+    if others := len(package.entries) - 1 + package.skipped.total():
+        prepared.notes.append(f"{others} other files of the ZIP were left out.")
+    return prepared
+
+
+def _check_office(package: Package) -> None:
+    names = {entry.name for entry in package.entries}
+    if "[Content_Types].xml" in names:
+        for folder, what in OFFICE.items():
+            if any(name.startswith(f"{folder}/") for name in names):
+                raise Refusal("unsupported_format", f"The file is {what} and upload that.")
+
+
+def _is_junk(name: str) -> bool:
+    """What systems leave in archives and nobody put there."""
+    parts = name.replace("\\", "/").casefold().split("/")
+    return any(part in JUNK for part in parts) or (parts[-1].startswith(".") and parts[-1] not in (".", ".."))
+
+
+def _why_not(info: zipfile.ZipInfo) -> str:
+    parts = info.filename.split("/")
+    if info.flag_bits & 1:
+        return "encrypted"
+    if (info.external_attr >> 16) & 0o170000 == 0o120000:
+        return "symlink"
+    if info.filename.startswith("/") or "\\" in info.filename or ".." in parts or ":" in parts[0]:
+        return "unsafe_path"
+    if info.filename.casefold().endswith((".zip", ".gz", ".tar", ".7z", ".rar")):
+        return "nested_archive"
+    return ""
+
+
+def _check(entries: list[zipfile.ZipInfo], archive: zipfile.ZipFile, file: IO[bytes], limits: Limits) -> None:
+    if len(entries) > limits.images:
+        raise Refusal("too_many_entries", f"The ZIP holds {len(entries):,} files; {limits.images:,} are the most. Divide it.")
+    packed, whole = sum(info.compress_size for info in entries), sum(info.file_size for info in entries)
+    if whole > limits.unpacked or (whole > SMALL and whole > RATIO * packed):
+        raise _bomb(f"It says that {whole:,} bytes come out of {packed:,}.")
+    end = 0
+    for info in sorted(entries, key=lambda info: info.header_offset):
+        if info.header_offset < end:
+            raise _bomb("Its files overlap.")
+        file.seek(info.header_offset)
+        magic, name, extra = _local.unpack(file.read(_local.size))
+        if magic != b"PK\x03\x04":
+            raise _damaged()
+        end = info.header_offset + _local.size + name + extra + info.compress_size
+    if end > archive.start_dir:
+        raise _bomb("Its files overlap.")
+
+
+def _bomb(why: str) -> Refusal:
+    return Refusal("bomb", f"The ZIP is not put together like one that holds data. {why} It is not unpacked.")
+
+
+def _damaged() -> Refusal:
+    return Refusal("damaged", "The ZIP is damaged: it can't be unpacked. Pack it anew and upload that.")
