@@ -11,7 +11,7 @@ import msgspec
 import prometheus_client
 
 from libs.events import Claim, Column, DatasetInputs, DatasetSpec, File, PreparationCompleted, PreparationProduced
-from libs.events.storable import why_not_storable
+from libs.events.storable import NotStorable, why_not_storable
 from libs.storage import Missing
 
 from .confined import process
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 NOTES = 50
 """Most that are told."""
+LONGEST_NOTE = 600
+"""Characters."""
 
 _encode = msgspec.json.Encoder().encode
 _prepared = prometheus_client.Counter("trainyard_data_sets_prepared_total", "Data sets that this process prepared", ["contents"])
@@ -91,8 +93,7 @@ class Prepare(Preparation):
 
     def _parts(self) -> list[Part]:
         packing = Packing()
-        lines = [(_encode(column) + b"\n", "") for column in self._columns if not why_not_storable(msgspec.to_builtins(column))]
-        return [*packing.pack(lines), *packing.rest()]
+        return [*packing.pack((_line(column), "") for column in self._columns), *packing.rest()]
 
     async def _produce(self, part: Part) -> None:
         """Stored before it is told, once."""
@@ -111,7 +112,7 @@ class Prepare(Preparation):
             valid=made.valid,
             refused=made.refused,
             snapshot=snapshot,
-            notes=made.notes[:NOTES] + ([f"… and {len(made.notes) - NOTES} more."] if len(made.notes) > NOTES else []),
+            notes=[note[:LONGEST_NOTE] for note in made.notes[:NOTES]] + ([f"… and {len(made.notes) - NOTES} more."] if len(made.notes) > NOTES else []),
             contents=made.contents,
             task=made.task,
             target=made.target,
@@ -127,3 +128,9 @@ class Prepare(Preparation):
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+
+def _line(column: Column) -> bytes:
+    if why := why_not_storable(msgspec.to_builtins(column)):
+        raise NotStorable(f"The column {column.index}: {why}")
+    return _encode(column) + b"\n"

@@ -96,8 +96,10 @@ def _on_top(run: Run) -> Iterator[str]:
 
 
 def whole(run: Run, folder: str) -> Iterator[str]:
-    where = f"The folder `{folder}` of this export is" if run.merged else f"Put the files of this export into a folder `{folder}`. They are"
-    yield f"{where} the whole model, which needs no peft and no other model."
+    if run.merged:
+        yield f"The folder `{folder}` of this export is the whole model: it needs no peft and no other model."
+    else:
+        yield f"Put the files of this export into a folder `{folder}`. They are the whole model: all of its weights were trained, so that there is nothing to merge."
     yield block(
         "python",
         "from transformers import AutoModelForCausalLM, AutoTokenizer",

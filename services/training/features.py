@@ -19,8 +19,8 @@ MOST_CATEGORIES = 10_000
 """Of one feature; the rarer ones are treated alike."""
 AT_LEAST = 2
 """Rows that a category must be in, so that what stands for all others has been seen too."""
-FARTHEST = 10.0
-"""Deviations from the mean, for a network: one absurd value would drown all others."""
+FARTHEST = {"median": 10.0, "nan": 1e30}
+"""Deviations from the mean: in a network one absurd value would drown all others, and to trees it makes no difference."""
 PARTS = ("days", "month", "day", "weekday", "hour")
 """What becomes of a date."""
 _TRUE, _FALSE = ("true", "t", "yes", "y", "1", "on"), ("false", "f", "no", "n", "0", "off")
@@ -58,7 +58,7 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True):
             case "date":
                 return date_parts(values, feature=self.name)
             case "category":
-                known = {word: float(code) for code, word in enumerate(self.categories, 1)}
+                known: dict[str | None, float] = {word: float(code) for code, word in enumerate(self.categories, 1)}
                 return np.array([known.get(said, 0.0) for said in words(values)], dtype=np.float64).reshape(-1, 1)
 
 
@@ -83,8 +83,8 @@ class Preparation(msgspec.Struct, frozen=True, kw_only=True):
     target: Target
     missing: Literal["median", "nan"]
     """What stands for a missing number."""
-    farthest: float = 0.0
-    """Numbers beyond it are cut off; 0: they are not."""
+    farthest: float
+    """Numbers beyond it are cut off."""
 
     @property
     def measured(self) -> list[Feature]:
@@ -118,8 +118,9 @@ class Preparation(msgspec.Struct, frozen=True, kw_only=True):
             gone = np.isnan(found)
             if self.missing == "median":
                 found = np.where(gone, np.array(feature.medians), found)
-            found = (found - np.array(feature.means)) / np.array(feature.scales)
-            blocks.append(np.clip(found, -self.farthest, self.farthest) if self.farthest else found)
+            with np.errstate(over="ignore"):
+                found = (found - np.array(feature.means)) / np.array(feature.scales)
+            blocks.append(np.clip(found, -self.farthest, self.farthest))
             if feature.indicator:
                 indicators.append(gone[:, :1])
         codes = [feature.numbers(table[feature.name]) for feature in self.named]
@@ -151,7 +152,7 @@ def learned(
 ) -> Preparation:
     """What has to be known of each feature, told by these rows alone."""
     features = [_learned(name, kind, table[name], missing=missing) for name, kind in columns]
-    return Preparation(features=features, target=target, missing=missing, farthest=FARTHEST if missing == "median" else 0.0)
+    return Preparation(features=features, target=target, missing=missing, farthest=FARTHEST[missing])
 
 
 def _learned(name: str, kind: Kind, values: Sequence[Any] | NDArray[Any], *, missing: Literal["median", "nan"]) -> Feature:
@@ -164,12 +165,13 @@ def _learned(name: str, kind: Kind, values: Sequence[Any] | NDArray[Any], *, mis
     known = found[~gone]
     if not len(known):
         known = np.zeros((1, found.shape[1]))
-    spread = known.std(axis=0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        means, spread = known.mean(axis=0), known.std(axis=0)
     return Feature(
         name=name,
         type=kind,
         medians=np.median(known, axis=0).tolist(),
-        means=known.mean(axis=0).tolist(),
+        means=[mean if math.isfinite(mean) else 0.0 for mean in means.tolist()],
         scales=[size if size > 0 and math.isfinite(size) else 1.0 for size in spread.tolist()],
         indicator=missing == "median" and bool(gone.any()),
     )
@@ -249,7 +251,7 @@ def _word(value: Any) -> str:
         case str():
             return value
         case bool() | np.bool_():
-            return "true" if value else "false"
+            return "true" if bool(value) else "false"
         case _:
             said = str(value)
             return said.partition(".")[0] if _WHOLE.fullmatch(said) else said

@@ -156,6 +156,16 @@ async def test_a_merged_model_is_asked_for_and_its_job_is_no_run(api: httpx.Asyn
     assert (status["job_id"], status["status"]) == (trained.job, "success")
 
 
+async def test_a_key_stands_for_one_request(api: httpx.AsyncClient, trained: FakeRun):
+    key = {"Idempotency-Key": "once"}
+    first, again, other = [
+        await api.post(f"/projects/{trained.project}/export", json=body, headers=key) for body in ({"merged": True}, {"merged": True}, {"merged": False})
+    ]
+
+    assert (first.status_code, again.json()["job_id"]) == (202, first.json()["job_id"])
+    assert (other.status_code, other.json()["error_code"]) == (422, "IDEMPOTENCY_KEY_REUSED")
+
+
 async def _shows_progress(api: httpx.AsyncClient, job: str, percent: int) -> bool:
     found = (await api.get(f"/jobs/{job}")).json()
     return (found["status"], found["progress_pct"]) == ("running", percent)

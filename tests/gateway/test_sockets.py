@@ -17,7 +17,16 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from infra.embedded import Process, Servers
 from libs.config import Gateway, load
-from libs.events import JobCreated, Origin
+from libs.events import (
+    ExportCompleted,
+    ExportProgressed,
+    ExportStarted,
+    JobCreated,
+    Origin,
+    TrainingCompleted,
+    TrainingProgressed,
+    TrainingStarted,
+)
 from libs.events.log import EventLog, Write
 from libs.runtime import bus
 from libs.storage import Storage
@@ -197,6 +206,31 @@ async def test_what_a_later_attempt_does_again_does_not_count_backwards(gateway:
 
     steps = [frame["completed_steps"] for frame in watcher.frames]
     assert (steps, steps[-1]) == (sorted(steps), 20)
+
+
+async def test_a_merge_is_half_of_an_exports_way_and_not_its_end(gateway: Process, created: NewRun):
+    run = await created()
+    merge = FakeRun(run.log, run.nc, run.storage, run.project)
+    job: Any = {"job_id": merge.job}
+    await merge.add(
+        JobCreated(**job, kind="export", stages=["training", "export"], project_id=run.project, inputs={"training_job_id": run.job, "merged": True})
+    )
+    async with watching(address(gateway, merge.job)) as (watcher, task):
+        await merge.add(TrainingStarted(**job, attempt=1, merge=True))
+        await merge.add(TrainingProgressed(**job, attempt=1, step=60, total_steps=200, doing="writing the merged model"))
+        await eventually(lambda: watcher.frames and watcher.frames[-1]["message"] == "writing the merged model")
+        steps = await run.storage.put(f"local/{merge.job}/1", b"")
+        await merge.add(TrainingCompleted(**job, attempt=1, step=0, artifacts={}, steps=steps, merge=True))
+        await merge.add(ExportStarted(**job, merged=True))
+        await merge.add(ExportProgressed(**job, done=150, total=200, doing="copying files"))
+        await eventually(lambda: watcher.frames[-1]["message"] == "copying files")
+        await merge.add(ExportCompleted(**job, files=[]))
+        await asyncio.wait_for(task, 10)
+
+    percents = [frame["progress_percentage"] for frame in watcher.frames]
+    assert (percents, {30, 50, 75} <= set(percents), percents[-1]) == (sorted(percents), True, 100)
+    assert statuses(watcher.frames) == ["in_queue", "training", "completed"]
+    assert watcher.code == 1000
 
 
 async def refusal(url: str, **options: Any) -> tuple[int, Frame]:

@@ -48,7 +48,7 @@ def test_with_checkpointing_a_layer_keeps_its_input_only():
 
 def _kept(sizes: dict[str, Any], layers: int, tuning: FineTune) -> int:
     """Bytes that one way forth leaves for the way back, besides weights."""
-    model = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=layers)).to(torch.bfloat16)
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=layers)).bfloat16()
     causal = Causal(model)
     if tuning.method == "lora":
         model.requires_grad_(False)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from services.training.frames import Completed, Phase, RunSpec, Stopped
 from services.training.runner import adapters, tiny
@@ -185,6 +185,19 @@ def test_an_adapter_that_is_too_large_for_its_bases_precision_is_refused(runs: d
     assert failure.value.code == "diverged"
 
 
+def test_an_adapter_of_another_model_is_refused_where_peft_says_no_word(runs: dict[str, Path], cache: Path, tmp_path: Path):
+    base = tmp_path / "base"
+    shutil.copytree(tiny.folder(cache), base)
+    config = LlamaConfig.from_pretrained(base)
+    config.num_hidden_layers = 1
+    LlamaForCausalLM(config).save_pretrained(base)
+
+    with pytest.raises(Failure, match="doesn't fit its base model any more") as failure:
+        merged(ordered(tmp_path / "run", runs["lora"], cache, base_model=str(base)))
+
+    assert failure.value.code == "model"
+
+
 @pytest.fixture
 def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing may be loaded."""
@@ -215,11 +228,9 @@ def test_without_the_disk_for_it_nothing_is_loaded(spec: RunSpec, unloaded: None
 
 def test_a_base_that_is_gone_is_said_by_name(runs: dict[str, Path], cache: Path, tmp_path: Path, unloaded: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
-    for base, words in ((str(tmp_path / "gone"), "no model in the folder"), ("someone/gone", "someone/gone is not on this machine")):
-        with pytest.raises(Failure, match=words) as failure:
+    for base, words in ((str(tmp_path / "gone"), "no model in the folder"), ("someone/gone", "someone/gone is not on this machine, and the hub")):
+        with pytest.raises(Failure, match=words):
             merged(ordered(tmp_path / "run", runs["lora"], cache, base_model=base))
-
-        assert failure.value.code == "model"
 
 
 def test_a_base_that_is_published_quantised_only_is_refused(runs: dict[str, Path], cache: Path, tmp_path: Path, unloaded: None):

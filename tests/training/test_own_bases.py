@@ -5,12 +5,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
 from services.training import models
-from services.training.frames import Completed, Evaluated, Ready
+from services.training.frames import Completed, Evaluated, Ready, RunSpec
+from services.training.runner import tiny
 from services.training.runner.outcome import Failure
+from services.training.runner.wishes import Wishes
+from services.training.trainers import merge
 from tests.kit import finetunes as kit
 
 CLAIM = {"key": "local/job/x", "sha256": "0", "size": 1}
@@ -31,13 +37,21 @@ def adapter(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> kit.Told:
 
 def on(folder: Path, *below: tuple[str, kit.Told], cache: Path, **tuning: Any) -> kit.Told:
     """A run whose base is made of these, as its worker would have laid them out."""
+    return kit.train(laid_out(folder, *below, rows=ROWS, cache=cache, **tuning))
+
+
+def laid_out(folder: Path, *below: tuple[str, kit.Told], rows: list[dict[str, Any]], cache: Path, **tuning: Any) -> RunSpec:
     folder.mkdir()
     ancestors: list[dict[str, Any]] = []
     for n, (method, told) in enumerate(below):
-        shutil.copytree(Path(next(iter(end(told).artifacts.values()))).parent, folder / f"ancestor-{n}")
+        shutil.copytree(left_by(told), folder / f"ancestor-{n}")
         ancestors.append({"job_id": f"job-{n}", "project_id": "p", "method": method, "files": dict.fromkeys(end(told).artifacts, CLAIM)})
     root = "" if below[0][0] == "full" else "trainyard/tiny-llama"
-    return kit.train(kit.spec(folder, ROWS, cache=cache, base_model=f"trainyard/job-{len(below) - 1}", ancestors=ancestors, root=root, **tuning))
+    return kit.spec(folder, rows, cache=cache, base_model=f"trainyard/job-{len(below) - 1}", ancestors=ancestors, root=root, **tuning)
+
+
+def left_by(told: kit.Told) -> Path:
+    return Path(next(iter(end(told).artifacts.values()))).parent
 
 
 def end(told: kit.Told) -> Completed:
@@ -85,6 +99,22 @@ def test_an_adapter_on_an_own_model_says_so_and_tokenizer_and_template_come_alon
     below = Path(end(adapter).artifacts["adapter_config.json"]).parent
     assert (folder / "tokenizer.json").read_bytes() == (below / "tokenizer.json").read_bytes()
     assert (folder / "chat_template.jinja").read_bytes() == (below / "chat_template.jinja").read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_merged_it_needs_none_of_those_below(tmp_path: Path, cache: Path, adapter: kit.Told):
+    second = on(tmp_path / "second", ("lora", adapter), cache=cache, method="lora")
+    spec = laid_out(tmp_path / "merge", ("lora", adapter), rows=[], cache=cache)
+
+    merge.merge(msgspec.structs.replace(spec, snapshot="", merge=str(left_by(second)), texts=["How much is 3 plus 4?"]), lambda frame: None, Wishes())
+
+    both: Any = AutoModelForCausalLM.from_pretrained(tiny.folder(cache))
+    for told in (adapter, second):
+        both = PeftModel.from_pretrained(both, str(left_by(told))).merge_and_unload()
+    alone = AutoModelForCausalLM.from_pretrained(tmp_path / "merge" / "merged")
+    ids = torch.arange(5, 60)[None]
+    with torch.no_grad():
+        assert torch.allclose(alone.eval()(ids).logits, both.eval()(ids).logits, atol=1e-3)
 
 
 def test_a_smoke_run_makes_a_tiny_one_of_it(tmp_path: Path, cache: Path, adapter: kit.Told):

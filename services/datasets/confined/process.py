@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 REPOSITORY = Path(__file__).parents[3]
 COMMAND = ("-P", "-W", "ignore", "-m", "services.datasets.confined.child")
 PIECE = 256 * 1024
+THREADS = {"POLARS_MAX_THREADS": str(min(4, os.cpu_count() or 1)), "POLARS_ASYNC_THREAD_COUNT": "2", "MALLOC_ARENA_MAX": "4"}
+"""Each thread reserves memory, and there must be enough for all of them on a machine with many cores."""
 
 
 class Broken(Exception):
@@ -36,7 +38,7 @@ async def read(
         stdin=file,
         stdout=asyncio.subprocess.PIPE,
         pass_fds=(order.draft, order.snapshot),
-        env=_environ(),
+        env=environ(),
         cwd="/",
     )
     try:
@@ -112,7 +114,7 @@ def _out_of_bounds() -> Refusal:
     return Refusal("out_of_bounds", "To read the file takes more memory, disk or time than one may use. Divide it, or save it in a simpler form.")
 
 
-def _environ() -> dict[str, str]:
+def environ() -> dict[str, str]:
     """Nothing that the service was given goes along."""
     return {
         "PATH": os.environ.get("PATH", ""),
@@ -120,5 +122,5 @@ def _environ() -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "HOME": "/nonexistent",
         "LC_ALL": "C.UTF-8",
-        "POLARS_MAX_THREADS": str(min(4, os.cpu_count() or 1)),  # each thread reserves memory
+        **THREADS,
     }

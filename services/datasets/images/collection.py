@@ -52,7 +52,7 @@ def read(package: Package, order: Order, say: Say) -> Prepared:
         raise Refusal("images_need_classes", "Images are told apart by classes; a regression on images is not to be had. Upload them as a classification.")
     tables = [entry for entry in package.entries if entry.extension in TABLES]
     files = [entry for entry in package.entries if entry.extension not in TABLES]
-    labels = _manifest(package, tables, files, order) or _folders(files)
+    labels = _manifest(package, tables, files, order, say) or _folders(files)
     refused = Counter[str](package.skipped)
     refused.update(labels.besides)
     classes = Counter[str]()
@@ -111,23 +111,23 @@ def _wrapped(paths: list[list[str]]) -> bool:
     return len({path[0] for path in paths}) == 1 and all(len(path) > 1 for path in paths) and any(len(path) > 2 for path in paths)
 
 
-def _manifest(package: Package, tables: list[Entry], files: list[Entry], order: Order) -> Labels | None:
+def _manifest(package: Package, tables: list[Entry], files: list[Entry], order: Order, say: Say) -> Labels | None:
     for entry in tables:
         with TemporaryFile() as file:
             unpacked(package, entry, file, order.limits)
-            found = _read_manifest(file, order)
+            found = _read_manifest(file, order, say)
         if found is not None:
             return _matched(entry, found, files)
     return None
 
 
-def _read_manifest(file: IO[bytes], order: Order) -> list[tuple[str, str]] | None:
+def _read_manifest(file: IO[bytes], order: Order, say: Say) -> list[tuple[str, str]] | None:
     """(file, label) of each line; None: it is about something else."""
     from services.datasets.tables.source import place
     from services.datasets.tables.table import opened
 
     try:
-        source = opened(file, order)
+        source = opened(file, order, say)
     except Refusal:
         return None
     folded = [name.strip().casefold() for name in source.names]

@@ -22,7 +22,7 @@ class Parquet:
         file.seek(0, 2)
         self._size = file.tell()
         file.seek(0)
-        self._table = pl.scan_parquet(file)
+        self._table = pl.scan_parquet(f"/dev/fd/{file.fileno()}", glob=False)
         schema = self._table.collect_schema()
         if len(schema) > most_columns:
             raise too_many_columns(len(schema), most_columns)

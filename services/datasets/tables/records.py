@@ -9,11 +9,11 @@ import polars as pl
 
 from libs.rows import Unusable
 from libs.sniff import HEAD, sniff
-from services.datasets.confined.frames import Refusal
+from services.datasets.confined.frames import Progress, Refusal, Say
 from services.datasets.formats.json_document import read_document
 from services.datasets.formats.json_lines import read_lines
 
-from .source import Batch, count, named, place, too_many_columns
+from .source import Batch, count, named, place, storable, too_many_columns
 
 CELLS = 200_000
 """Of one batch."""
@@ -21,13 +21,14 @@ PIECE = 1024 * 1024
 
 
 class Records:
-    def __init__(self, file: IO[bytes], *, most_columns: int) -> None:
+    def __init__(self, file: IO[bytes], *, most_columns: int, say: Say) -> None:
         self.types: dict[int, pl.DataType] = {}
         self.unreadable: dict[int, str] = {}
         self.notes: list[str] = []
         self.decimal = "."
         self.done = 0
         self._file = file
+        self._say = say
         file.seek(0)
         self._read = read_lines if sniff(file.read(HEAD)) == "application/jsonl" else read_document
         self._keys = self._all_keys(most_columns)
@@ -77,6 +78,7 @@ class Records:
     def _pieces(self) -> Iterator[bytes]:
         while piece := self._file.read(PIECE):
             self.done += len(piece)
+            self._say(Progress(done=0))  # to look for all the keys takes a while
             yield piece
 
     def _frame(self, rows: list[dict[str, Any]]) -> pl.DataFrame:
@@ -87,8 +89,7 @@ def _text(value: Any) -> str:
     """As it would stand in a CSV."""
     match value:
         case str():
-            text = value.replace("\0", "\ufffd")
-            return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            return storable(value)
         case None:
             return ""
         case bool():

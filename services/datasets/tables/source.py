@@ -50,7 +50,7 @@ def named(header: list[str], notes: list[str]) -> list[str]:
     names: dict[str, None] = {}
     repeated: list[str] = []
     for number, cell in enumerate(header, start=1):
-        told = " ".join(cell.replace("\0", "\ufffd").split())[:LONGEST_NAME]
+        told = " ".join(storable(cell).split())[:LONGEST_NAME]
         name = told or f"column_{number}"
         if name in names:
             name = f"{name}_{number}"
@@ -62,6 +62,12 @@ def named(header: list[str], notes: list[str]) -> list[str]:
         several = ", ".join(repr(name) for name in dict.fromkeys(repeated[:5]))
         notes.append(f"{len(repeated)} columns have the name of another ({several}); each has its place added to it.")
     return list(names)
+
+
+def storable(text: str) -> str:
+    """NUL and half characters are shown as unreadable."""
+    text = text.replace("\0", "\ufffd")
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def count(refused: Counter[str], reason: str, rows: int = 1) -> None:

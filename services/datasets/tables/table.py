@@ -32,20 +32,20 @@ _KINDS: dict[type[pl.DataType], str] = {pl.Int64: "integer", pl.Float64: "numeri
 
 
 def read(file: IO[bytes], order: Order, say: Say) -> Prepared:
-    source = opened(file, order)
+    source = opened(file, order, say)
     table = Table(source, order, say)
     draft = table.draft()
     return finish(draft, order, say, names=source.names, unreadable=source.unreadable, notes=[*source.notes, *table.notes()])
 
 
-def opened(file: IO[bytes], order: Order) -> Source:
+def opened(file: IO[bytes], order: Order, say: Say) -> Source:
     limits = order.limits
     file.seek(0)
     head = file.read(HEAD)
     if head.startswith(b"PAR1"):
         return Parquet(file, most_columns=limits.columns, most_rows=limits.rows)
     if sniff(head) in ("application/json", "application/jsonl"):
-        return Records(file, most_columns=limits.columns)
+        return Records(file, most_columns=limits.columns, say=say)
     return Delimited(file, most_columns=limits.columns)
 
 

@@ -59,7 +59,7 @@ def session(path: Path, *, threads: int = 1) -> onnxruntime.InferenceSession:
 
 def verified(path: Path, x: NDArray[np.float32], expected: NDArray[Any], *, threads: int = 1) -> dict[str, Any]:
     """Raises a Failure where the file answers otherwise than the trained model."""
-    answered = session(path, threads=threads).run(["y"], {"x": x})[0]
+    answered = np.asarray(session(path, threads=threads).run(["y"], {"x": x})[0])
     if answered.shape != expected.shape:
         raise Failure("internal", f"The ONNX file answers in the shape {answered.shape}, and the trained model in {expected.shape}.")
     away = float(np.abs(answered - expected).max())

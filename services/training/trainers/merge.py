@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -230,12 +231,18 @@ def _loaded(name: str, folder: Path, device: torch.device) -> PreTrainedModel:
 
 
 def _adapted(model: PreTrainedModel, folder: str) -> Any:
-    from peft import PeftModel  # it imports bitsandbytes, which a forkserver mustn't
+    from peft import PeftModel, get_peft_model_state_dict  # it imports bitsandbytes, which a forkserver mustn't
+
+    from services.training.runner import adapters
 
     try:
-        return PeftModel.from_pretrained(model, folder).eval()
+        adapted = PeftModel.from_pretrained(model, folder).eval()
     except (ValueError, KeyError, RuntimeError) as error:
         raise Failure("model", f"The adapter doesn't fit its base model any more: {str(error).strip()[:500]}") from error
+    with safe_open(Path(folder, adapters.WEIGHTS), "pt") as file:
+        if odd := sorted(set(file.keys()) ^ set(get_peft_model_state_dict(adapted, save_embedding_layers=False))):  # peft loads what it knows, and says no word
+            raise Failure("model", f"The adapter doesn't fit its base model any more: {odd[0]} among {len(odd)} tensors.")
+    return adapted
 
 
 def _layers(adapted: Any) -> Iterator[Any]:

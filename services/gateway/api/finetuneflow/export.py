@@ -10,8 +10,10 @@ from litestar.di import NamedDependency
 from litestar.params import FromPath, JSONBody
 
 from libs.events import ExportedFile
+from libs.events.log import EventLog
 from libs.storage import Storage
 from services.gateway.api import downloads, zipping
+from services.gateway.api.asked import as_asked
 from services.gateway.api.downloads import Content
 from services.gateway.api.finetuneflow.projects import known
 from services.gateway.api.finetuneflow.words import STATUS
@@ -52,12 +54,15 @@ async def start_export(
     project_id: FromPath[UUID],
     db: NamedDependency[asyncpg.Pool],
     commands: NamedDependency[Commands],
+    log: NamedDependency[EventLog],
     data: JSONBody[ExportAsked | None] = None,
 ) -> Response[ExportQueued]:
     """404 before any run has succeeded. While the same run is being exported already, and with a merged model where one is wanted, that job is the answer."""
     merged = data is not None and data.merged
     command = ExportRun(project_id=str(project_id), job_id=new_id(request), merged=merged, request=fingerprint(data if merged else None))
     outcome = await commands.run(command, origin=origin(request))
+    if not outcome.events and command.job_id in outcome.state.works:
+        await as_asked(log, tenant(request), command.job_id, command.request)
     job_id = command.job_id if command.job_id in outcome.state.works else in_hand(outcome.state, merged=merged)
     row = None if outcome.events else await jobs.get(db, tenant(request), job_id)
     return answered(outcome, ExportQueued(job_id=job_id, status=STATUS[row.shown] if row else "queued"), status=202)
