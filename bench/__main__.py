@@ -24,6 +24,7 @@ BENCHES = {
     "examples": [],
     "generation": [],
     "chunking": [],
+    "tables": [],
     "llm": [],
 }
 """Each with the arguments that it is given here."""

@@ -166,6 +166,10 @@ class Training(Service, frozen=True, kw_only=True):
         "~/.cache/trainyard/runs"
     )
     models_folder: Annotated[str, Meta(description="Folder where downloaded base models are kept between runs.", min_length=1)] = "~/.cache/trainyard/models"
+    predict_memory_mb: Annotated[
+        int, Meta(description="Memory for models that predict, in MB. Those that were asked for last are kept, and one that alone needs more is refused.", ge=1)
+    ] = 1024
+    predict_threads: Annotated[int, Meta(description="Predictions that are computed at the same time, one thread each.", ge=1, le=256)] = 2
     hf_endpoint: Annotated[str, Meta(description="The model hub that base models are downloaded from. HF_ENDPOINT is understood too.")] = (
         "https://huggingface.co"
     )

@@ -25,11 +25,6 @@ _ASKED = (
 )
 
 
-def bare(run: Run) -> bool:
-    """Its base is one that only this platform has."""
-    return run.tuning.base_model.startswith("trainyard/") and run.tuning.base_model != BASE
-
-
 def adapter(run: Run) -> Iterator[str]:
     if run.tuning.ancestors:
         yield from _on_top(run)
@@ -43,11 +38,6 @@ def adapter(run: Run) -> Iterator[str]:
         yield (
             "It is the tiny model with random weights that ships with this platform, made by whoever trains it, and on no hub: give its folder in place of its name "
             "(`models/tiny-llama-1` in the platform's home, or wherever TRAINYARD_MODELS_FOLDER says)."
-        )
-    if bare(run):
-        yield (
-            "The base model was trained here too, and is on no hub: give the folder of its own whole model in place of its name. "
-            'An export of this run with `{"merged": true}` needs neither.'
         )
     yield block(
         "python",

@@ -18,6 +18,7 @@ from .folders import workplace
 from .hardware import Hardware, threads_each
 from .leases import Leases
 from .place import Place, Timing
+from .predict import Predictions
 from .rehearsal import Rehearsals
 from .scheduler import Scheduler
 from .worker import Workers
@@ -43,7 +44,8 @@ async def serve(settings: Training, stop: asyncio.Event, *, timing: Timing | Non
                 place = Place(nc=me.nc, log=me.log, storage=me.storage, children=children, runs=runs, models=models, timing=timing)
                 workers = Workers(place, leases, await unless(stop, hardware.slots(settings.workers, settings.threads)))
                 await workers.listen(me.nc)
-                await _until(stop, Scheduler(me.log, leases).run(), workers.run(), Rehearsals(place).run())
+                predictions = Predictions(me.nc, me.storage, settings)
+                await _until(stop, Scheduler(me.log, leases).run(), workers.run(), Rehearsals(place).run(), predictions.run())
     finally:
         await children.close()
 

@@ -7,6 +7,7 @@ import math
 import string
 import tempfile
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -220,8 +221,8 @@ def test_dates_that_dont_tell_day_from_month_are_noted_and_those_that_contradict
 
 @pytest.mark.parametrize(
     ("late", "type"),
-    [("0.5", "numeric"), ("1e999", "integer"), ("1,5", "numeric"), ("abc", "category"), ("2024-01-01", "category")],
-    ids=["float", "infinite", "comma", "text", "date"],
+    [("0.5", "numeric"), ("1e999", "integer"), ("1,5", "numeric")],
+    ids=["float", "infinite", "comma"],
 )
 def test_a_value_far_behind_changes_the_reading_of_its_column_and_loses_no_other(late: str, type: str):
     found = one([*map(str, [1, 2, 3] * 1000), late], others=1)
@@ -229,8 +230,26 @@ def test_a_value_far_behind_changes_the_reading_of_its_column_and_loses_no_other
     assert found.columns["v"].type == type
     assert [str(value)[0] for value in found.table["v"].to_list()[:6]] == list("123123")
     assert found.prepared.rows == found.prepared.valid == 3001
-    if type == "category":
-        assert any(late in note for note in found.prepared.notes)
+
+
+@pytest.mark.parametrize("others", [["1", "2", "3"], ["0.5", "1", "2"], ["2024-01-01", "2024-05-06", "2023-01-01"]], ids=["integer", "numeric", "date"])
+@pytest.mark.parametrize("at", [5, 1_700])
+def test_a_typing_error_makes_no_column_useless_and_is_told(others: list[str], at: int):
+    values = others * 600
+    values[at] = "abc"
+
+    found = one(values, others=1)
+
+    assert found.table["v"].to_list() == [None if n == at else value for n, value in enumerate(one(others * 600, others=1).table["v"])]
+    assert any(note.startswith("1 values of 'v', like 'abc', are none") for note in found.prepared.notes)
+
+
+def test_many_of_them_are_none_and_the_target_has_none():
+    assert one([*["1", "2", "3"] * 500, *["abc", "def"] * 100], others=1).columns["v"].type == "category"
+    lines = ["x,y", *(f"{n},{'abc' if n == 40 else n % 2}" for n in range(90))]
+    assert Read("\n".join(lines).encode()).prepared.classes == 3
+    regression = Read("\n".join(lines).encode(), dataset_type="regression").prepared
+    assert (regression.valid, regression.refused) == (89, {"target_unreadable": 1})
 
 
 def test_infinite_values_are_missing_ones_with_a_note_and_unusable_as_a_target():
@@ -391,6 +410,12 @@ def test_what_nothing_can_be_learned_from_is_refused_with_code_and_words(kind: s
     data, code = BAD[kind]
 
     assert Read(data, limits=MANY, target="label" if kind == "no-target" else "").code == code
+
+
+def test_the_page_about_bad_input_has_every_code():
+    page = (Path(__file__).parents[2] / "docs" / "bad-input.md").read_text()
+
+    assert [code for _, code in BAD.values() if f"`{code}`" not in page] == []
 
 
 @pytest.mark.parametrize(("data", "code"), [(b"a,y\n1,x\n2,z\n3,x\n", "target_not_numeric"), (b"a,y\n1,2\n2,2\n3,2\n", "one_value")], ids=["text", "constant"])

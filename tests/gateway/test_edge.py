@@ -42,7 +42,7 @@ UNROUTED = [
     ("/v2", "v2"),
     ("/v2/nothing", "v2"),
     ("/auth/nothing", "deep_learning"),
-    ("/datasets", "deep_learning"),
+    ("/datasets/nothing", "deep_learning"),
     ("/projectsandmore", "deep_learning"),
 ]
 FOREIGN = ["https://evil.example", "http://localhost.evil.example", "http://127.0.0.1.evil.example", "null", "http://[half", "file://"]

@@ -292,6 +292,29 @@ async def test_a_model_that_cannot_be_trained_is_remembered_with_the_reason_and_
     assert refused.json()["detail"] == f"'some/pickle' can't be fine-tuned: {told['warnings'][0]}"
 
 
+@pytest.mark.parametrize(
+    "oddity",
+    [
+        {"max_position_embeddings": 1},
+        {"model_type": "llama\0"},
+        {"architectures": ["Llama\0ForCausalLM"]},
+        {"hidden_size": 2**40, "num_hidden_layers": 2**40, "intermediate_size": 2**40, "vocab_size": 2**40},
+        {"num_hidden_layers": 10**30},
+        {"num_hidden_layers": -1},
+        {"head_dim": 0, "num_attention_heads": 2**20},
+    ],
+    ids=["short", "nul", "nul-inside", "vast", "vaster", "negative", "headless"],
+)
+async def test_whatever_a_configuration_says_it_is_answered(api: httpx.AsyncClient, the_hub: FakeHub, project: str, oddity: dict[str, Any]):
+    card = {"license": "other", "license_name": "mine\0"}
+    the_hub.model("some/oddity", LLAMA | oddity, cardData=card, tags=["license:\0"], safetensors={"total": 8_000_000_000})
+
+    answer = await resolve(api, project, "some/oddity")
+
+    assert answer.status_code == 200, answer.text
+    assert (await api.get(f"/projects/{project}")).json()["model_info"]["model_id"] == "some/oddity"
+
+
 async def test_the_token_goes_to_the_hub_only_and_into_no_log(api: httpx.AsyncClient, the_hub: FakeHub, its_gateway: Process, project: str):
     the_hub.model("moved/llama")
     elsewhere = the_hub.url.replace("127.0.0.1", "localhost")
@@ -486,6 +509,7 @@ async def test_a_folder_whose_files_can_not_be_read_is_as_good_as_not_there(api:
         (LLAMA | {"vocab_size": -1}, [], "can't be understood"),
         (LLAMA | {"num_attention_heads": 0}, [], "can't be understood"),
         (LLAMA | {"architectures": "LlamaForCausalLM"}, [], "can't be understood"),
+        (LLAMA | {"max_position_embeddings": 7}, [], "no more than 7 tokens"),
     ],
 )
 async def test_what_cannot_be_fine_tuned_is_not_valid_and_says_why(hub: Hub, the_hub: FakeHub, config: Any, files: list[str], reason: str):

@@ -37,7 +37,7 @@ from libs.events import (
 )
 from libs.events.log import EventLog, Write
 from libs.runtime import bus
-from services.gateway.api.finetuneflow.training import HYPERPARAMS, SYNONYMS, understood
+from services.gateway.api.finetuneflow.training import HYPERPARAMS, NAMES, understood
 from services.gateway.domain.jobs import run_id
 from services.gateway.presets import presets
 from services.gateway.views.database import connection
@@ -182,9 +182,9 @@ def test_every_synonym_names_a_hyperparameter():
         "optim",
     }
 
-    assert documented <= set(SYNONYMS)
-    assert set(SYNONYMS.values()) <= set(HYPERPARAMS)
-    assert not SYNONYMS.keys() & set(HYPERPARAMS)
+    assert documented <= set(HYPERPARAMS.synonyms)
+    assert set(HYPERPARAMS.synonyms.values()) <= set(NAMES)
+    assert not HYPERPARAMS.synonyms.keys() & set(NAMES)
 
 
 async def test_other_tools_choices_are_understood_too(api: httpx.AsyncClient, log: EventLog, project: str):

@@ -1,6 +1,9 @@
 """Small data sets that models are fitted to, as the datasets service leaves them, and runs on them in this process."""
 
+import socket
+import time
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +70,6 @@ def spec(folder: Path, frame: pl.DataFrame, *, attempt: int = 1, resume: str = "
 
 
 def parquet(frame: pl.DataFrame, known: list[Column] | None = None) -> bytes:
-    from io import BytesIO
-
     file = BytesIO()
     about = msgspec.json.encode(known or columns(frame)).decode()
     frame.write_parquet(file, metadata={"trainyard.columns": about})
@@ -90,3 +91,18 @@ def train(spec: FitSpec, *, on: Callable[[Frame, Any], None] = lambda frame, wis
 
     told.end = table.train(spec, tell, wishes)
     return told
+
+
+def leisurely(sock: socket.socket, spec: Any) -> None:
+    """A run's process that keeps a checkpoint often, and takes its time, so that there is something to interrupt."""
+    from services.training.runner import entry
+    from services.training.trainers import table
+
+    class Leisurely(table.Run):
+        def look_after(self) -> None:
+            time.sleep(0.01)
+            super().look_after()
+
+    table.KEEP_EVERY = 0.1
+    table.Run = Leisurely
+    entry.run(sock, spec)

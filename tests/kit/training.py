@@ -144,8 +144,8 @@ class Job:
         spec = msgspec.to_builtins(FineTune(base_model=tiny.BASE, revision=trainer.revision(**script)))
         await self.create_with(spec | ({} if priority is None else {"priority": priority}))
 
-    async def create_with(self, spec: dict[str, Any]) -> None:
-        created = JobCreated(job_id=self.id, kind="train", stages=["preparation", "training"], inputs={}, spec=spec)
+    async def create_with(self, spec: dict[str, Any], *, inputs: dict[str, Any] | None = None) -> None:
+        created = JobCreated(job_id=self.id, kind="train", stages=["preparation", "training"], inputs=inputs or {}, spec=spec)
         await self._log.append([Write(events=[created], after=0)], origin=self._origin)
 
     async def prepare(self, rows: bytes = ROWS) -> Claim:

@@ -1,15 +1,27 @@
-"""The service with its real trainer: a tiny model, a few steps, a kill."""
+"""The service with its real trainers: tiny models, a few steps, a kill."""
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import msgspec
 import pytest
 
-from infra.embedded import Servers
+from infra.embedded import Process, Servers
 from libs import tiny
-from libs.events import Ancestor, FineTune, TrainingCheckpointed, TrainingCompleted, TrainingEvaluated, TrainingFailed, TrainingStarted
+from libs.events import (
+    Ancestor,
+    FineTune,
+    Fit,
+    FitInputs,
+    TrainingCancelled,
+    TrainingCheckpointed,
+    TrainingCompleted,
+    TrainingEvaluated,
+    TrainingFailed,
+    TrainingStarted,
+)
 from libs.storage import Storage
 from services.training.children import ENTRY, PRELOAD
+from tests.kit import fits
 from tests.kit.eventually import eventually
 from tests.kit.servers import revive
 from tests.kit.training import Job, child, kill, service
@@ -21,17 +33,22 @@ TUNING = FineTune(
 )
 
 
-async def test_a_killed_run_has_the_losses_and_the_adapter_of_an_undisturbed_one(place: Servers, new_job: Callable[[], Job]):
+@pytest.fixture(scope="module")
+async def training(place: Servers) -> AsyncIterator[Process]:
+    with service(place, entry="tests.kit.fits:leisurely", preload=PRELOAD, threads="1") as process:
+        await revive(process)
+        yield process
+
+
+async def test_a_killed_run_has_the_losses_and_the_adapter_of_an_undisturbed_one(training: Process, new_job: Callable[[], Job]):
     undisturbed, killed = new_job(), new_job()
-    with service(place, entry=ENTRY, preload=PRELOAD, threads="1") as training:
-        await revive(training)
-        for job in (undisturbed, killed):
-            await job.create_with(msgspec.to_builtins(TUNING))
-            await job.prepare(_rows(64))
-        await undisturbed.completed(patience=60)
-        await killed.checkpointed()
-        kill(child(training))
-        first, second = await undisturbed.completed(), await killed.completed(patience=40)
+    for job in (undisturbed, killed):
+        await job.create_with(msgspec.to_builtins(TUNING))
+        await job.prepare(_rows(64))
+    await undisturbed.completed(patience=60)
+    await killed.checkpointed()
+    kill(child(training))
+    first, second = await undisturbed.completed(), await killed.completed(patience=40)
 
     assert [event.attempt for event in await killed.of(TrainingStarted)] == [1, 2]
     assert (await killed.of(TrainingStarted))[1].resumed_from >= 10
@@ -70,6 +87,55 @@ async def test_each_method_evaluates_keeps_and_begins_with_a_model_that_was_trai
     (failed,) = await lost.of(TrainingFailed)
     assert failed.code == "model_gone"
     assert first.id in failed.message
+
+
+@pytest.mark.parametrize(("model_type", "epochs", "file"), [("mlp", 30, "model.safetensors"), ("gradient_boosting", 150, "model.txt")])
+async def test_a_killed_fit_has_the_losses_and_the_model_of_an_undisturbed_one(
+    training: Process, new_job: Callable[[], Job], model_type: str, epochs: int, file: str
+):
+    fit = Fit(model_type=model_type, epochs=epochs, patience=0, learning_rate=0.01, seed=1)
+    undisturbed, killed = new_job(), new_job()
+    for job in (undisturbed, killed):
+        await job.create_with(msgspec.to_builtins(fit), inputs=msgspec.to_builtins(FitInputs(dataset_id="data", source="prepared")))
+        await job.prepare(fits.parquet(fits.mixed(missing=0.1)))
+    await undisturbed.completed(patience=40)
+    await killed.checkpointed()
+    kill(child(training))
+    first, second = await undisturbed.completed(), await killed.completed(patience=40)
+
+    assert (await killed.of(TrainingStarted))[1].resumed_from > 0
+    assert await undisturbed.curve(first.steps) == await killed.curve(second.steps)
+    assert (first.metrics, first.artifacts[file].sha256) == (second.metrics, second.artifacts[file].sha256)
+    assert {"model.onnx", "preprocess.json", "config.json", "README.md", file} <= set(second.artifacts)
+    told = {event.metrics["epoch"]: event.metrics for event in await killed.of(TrainingEvaluated)}
+    assert told == {event.metrics["epoch"]: event.metrics for event in await undisturbed.of(TrainingEvaluated)}
+    assert list(told) == list(range(1, epochs + 1))
+    assert second.summary["report"]["classes"] == ["high", "low", "middle"]
+    await killed.whole()
+
+
+async def test_a_fit_that_is_cancelled_stops_and_says_so(training: Process, new_job: Callable[[], Job]):
+    job = new_job()
+    await job.create_with(msgspec.to_builtins(Fit(model_type="mlp", epochs=5000, patience=0)), inputs={"dataset_id": "data", "source": "prepared"})
+    await job.prepare(fits.parquet(fits.mixed()))
+    await job.checkpointed()
+
+    await job.cancel()
+
+    end = await job.ended()
+    assert isinstance(end, TrainingCancelled)
+    assert end.step > 0
+
+
+async def test_a_fit_to_images_says_that_it_can_not_be_done_yet(training: Process, new_job: Callable[[], Job]):
+    job = new_job()
+    await job.create_with(msgspec.to_builtins(Fit(model_type="resnet18")), inputs={"dataset_id": "data", "source": "prepared"})
+    await job.prepare(b"PK\x03\x04")
+
+    end = await job.ended()
+
+    assert isinstance(end, TrainingFailed)
+    assert end.code == "images_not_yet"
 
 
 def _rows(count: int) -> bytes:

@@ -6,13 +6,13 @@ import shutil
 import subprocess
 import sys
 from datetime import UTC, date, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import lightgbm
 import msgspec
 import numpy as np
-import onnxruntime
 import polars as pl
 import pytest
 import torch
@@ -123,7 +123,7 @@ def test_a_date_is_its_days_month_day_weekday_and_hour_in_utc():
 
 @pytest.mark.parametrize(("kind", "value"), [("numeric", "many"), ("integer", []), ("boolean", "perhaps"), ("date", "tomorrow"), ("date", 5)])
 def test_a_value_that_its_column_can_not_hold_is_named_with_the_column(kind, value):
-    with pytest.raises(Unfit, match="^x: ") as refused:
+    with pytest.raises(Unfit, match=r"^x: ") as refused:
         Feature(name="x", type=kind).numbers([value])
 
     assert refused.value.feature == "x"
@@ -293,7 +293,7 @@ def test_a_thousand_epochs_are_told_as_some_hundreds_and_the_first_ones_all():
 
     assert told[:200] == list(range(1, 201))
     assert 400 < len(told) < 800
-    assert max(later - epoch for epoch, later in zip(told[200:], told[201:], strict=False)) <= 64
+    assert max(later - epoch for epoch, later in pairwise(told)) <= 64
 
 
 def test_many_small_steps_are_told_together_and_every_row_is_counted(tmp_path, monkeypatch):
@@ -309,13 +309,12 @@ def test_many_small_steps_are_told_together_and_every_row_is_counted(tmp_path, m
 # When it ends
 
 
-def _course(values: list[float], **fit: Any) -> Course:
-    monitor = fit.setdefault("monitor", "val_loss")
-    made = Course(Fit(model_type="mlp", **fit), "classification")
+def _course(values: list[float], *, monitor: Any = "val_loss", **fit: Any) -> Course:
+    made = Course(Fit(model_type="mlp", monitor=monitor, **fit), "classification")
     for value in values:
         if made.over:
             break
-        made.note({course.NAMES.get(monitor, monitor): value})
+        made.note({str(course.NAMES.get(monitor, monitor)): value})
     return made
 
 
@@ -430,8 +429,7 @@ def test_whatever_the_optimizer_and_the_scheduler_the_loss_falls(tmp_path, monke
 
     told = fits.train(fits.spec(tmp_path, fits.values(), optimizer=optimizer, scheduler=scheduler, learning_rate=0.002, epochs=6, patience=0))
 
-    evaluated = [frame.metrics["val_loss"] for frame in told.of(Evaluated)]
-    assert evaluated[-1] < 0.6 * evaluated[0] or evaluated[-1] < 0.1
+    assert told.of(Evaluated)[-1].metrics["val_r2"] > 0.6
     rates = [frame.lr for frame in told.of(Step)]
     assert rates[0] == 0.002
     assert (rates[-1] == 0.002) == (scheduler == "constant")
@@ -440,13 +438,13 @@ def test_whatever_the_optimizer_and_the_scheduler_the_loss_falls(tmp_path, monke
 @pytest.mark.parametrize("model_type", ["mlp", "gradient_boosting"])
 def test_balanced_weights_find_the_rare_class(tmp_path, monkeypatch, model_type):
     random = np.random.default_rng(3)
-    rare = random.random(600) < 0.08
-    frame = pl.DataFrame({"a": random.normal(size=600) + 1.2 * rare, "label": np.where(rare, "yes", "no")})
+    rare = random.random(1500) < 0.08
+    frame = pl.DataFrame({"a": random.normal(size=1500) + 1.5 * rare, "label": np.where(rare, "yes", "no")})
     recalls = {}
     monkeypatch.setattr(table.Run, "finish", lambda run: Completed(step=run.step, artifacts={}, metrics=run.metrics()))
 
     for weights in ("none", "balanced"):
-        fit = {"model_type": model_type, "epochs": 10, "learning_rate": 0.02, "class_weights": weights}
+        fit = {"model_type": model_type, "epochs": 8, "learning_rate": 0.05, "class_weights": weights}
         recalls[weights] = completed(fits.train(fits.spec(tmp_path / weights, frame, **fit))).metrics["val_recall"]
 
     assert recalls["balanced"] > recalls["none"] + 0.1
@@ -459,10 +457,10 @@ def test_balanced_weights_find_the_rare_class(tmp_path, monkeypatch, model_type)
 def test_the_onnx_answers_any_number_of_rows_also_where_all_is_missing_or_unheard_of(runs, name):
     files = completed(runs[name]).artifacts
     preparation = msgspec.json.decode(Path(files["preprocess.json"]).read_bytes(), type=Preparation)
-    session = onnxruntime.InferenceSession(files["model.onnx"], providers=["CPUExecutionProvider"])
+    model = Path(files["model.onnx"])
     rows = [{}, {"colour": "violet", "size": -1e9}, {"size": 2.0, "colour": "grey", "count": 3, "old": True, "day": "2024-03-01"}]
 
-    answers = [preparation.decode(session.run(["y"], {"x": preparation.encode_rows(some)})[0]) for some in (rows, rows[2:])]
+    answers = [preparation.decode(portable.answered(model, preparation.encode_rows(some))) for some in (rows, rows[2:])]
 
     assert answers[0][2] == answers[1][0] | {"prediction": answers[0][2]["prediction"]} or answers[0][2]["prediction"] == pytest.approx(
         answers[1][0]["prediction"]
@@ -485,7 +483,7 @@ def test_the_trees_in_the_onnx_decide_as_those_of_lightgbm(runs):
         x = preparation.encode_rows(list(frame.iter_rows(named=True)))
 
         expected = np.asarray(lightgbm.Booster(model_file=files["model.txt"]).predict(x))
-        answered = portable.session(Path(files["model.onnx"])).run(["y"], {"x": x})[0]
+        answered = portable.answered(Path(files["model.onnx"]), x)
 
         assert np.abs((answered[:, -1] if expected.ndim == 1 else answered) - expected).max() < 1e-5
 

@@ -180,6 +180,14 @@ def told(texts: list[str], *, decimal: str) -> Reading:
     return Texts()
 
 
+def fits(text: str, kind: str) -> bool:
+    """Whether some reading of that kind might accept it."""
+    bare = text.strip()
+    if kind == "date":
+        return _DATE.fullmatch(bare) is not None
+    return kind in ("integer", "numeric") and any(form.fullmatch(bare) for form in (_PLAIN, _COMMA, _GROUPED))
+
+
 def decimal_of(columns: Iterable[list[str]], *, otherwise: str) -> str:
     """What the columns of a table that are numbers and leave no doubt have before their decimals."""
     votes = {",": 0, ".": 0}

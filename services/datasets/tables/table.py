@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import IO
 
@@ -18,7 +18,7 @@ from .parquet import Parquet
 from .profile import Draft, finish
 from .readings import Booleans, Dates, Reading, Texts
 from .records import Records
-from .source import Batch, Source, group_rows, place
+from .source import Batch, Source, count, group_rows, place
 from .tally import Tally
 
 SAMPLE = 1_000
@@ -27,6 +27,8 @@ WITNESSES = 100
 """Values that a reading failed on and that the next has to account for, of one column and batch."""
 TRIES = 5
 """A column that has to be understood anew more often is text."""
+TOLERATED = 0.05
+"""The share of a feature's values that may be something else than numbers or dates, and are then missing: a typing error makes no column useless."""
 TARGETS = ("label", "target", "class", "y")
 _KINDS: dict[type[pl.DataType], str] = {pl.Int64: "integer", pl.Float64: "numeric", pl.Boolean: "boolean", pl.Datetime: "date", pl.String: "category"}
 
@@ -67,15 +69,15 @@ class Table:
         self._sample = self._texts(ahead[-1].frame) if ahead else {}
         self._target_note = ""
         self._target = self._find_target()
-        self._readings: dict[int, Reading] = {n: self._told(n) for n in self._sample}
+        self._readings: dict[int, Reading] = {n: self._first_told(n) for n in self._sample}
         self._tries = Counter[int]()
         self._odd: dict[int, str] = {}
-        """Values that made columns texts."""
+        """An example of the values that aren't what the others of a column are."""
         self._begin()
 
     def draft(self) -> Draft:
         self._pass()
-        while self._failed:
+        while self._failed or self._too_odd():
             self._batches = chain[Batch](self._source.batches())
             self._begin()
             self._pass()
@@ -104,7 +106,11 @@ class Table:
             told = ", ".join(f"{names[n]!r} ({times:,})" for n, times in list(infinite.items())[:10])
             notes.append(f"Infinite values were taken for missing ones: {told}.")
         for n, reading in self._readings.items():
-            if n in self._odd:
+            if odd := self._tallies[n].odd:
+                notes.append(
+                    f"{odd:,} values of {names[n]!r}, like {self._odd[n][:50]!r}, are none of the kind that the others are, and were taken for missing ones."
+                )
+            elif n in self._odd and isinstance(reading, Texts):
                 notes.append(f"{names[n]!r} is read as text, because of values like {self._odd[n][:50]!r}.")
             elif isinstance(reading, Dates) and not reading.told:
                 order = "day/month" if reading.day_first else "month/day"
@@ -182,26 +188,47 @@ class Table:
         if reading is None:
             tally.infinite += int(lost.is_infinite().sum()) if lost.dtype == pl.Float64 else 0
             return True
-        witnesses: list[str] = []
+        witnesses: dict[str, int] = {}
         for text, times in lost.value_counts().iter_rows():
             if readings.is_missing(text):
+                tally.absent += times
                 if bare := text.strip():
                     tally.tokens[bare] += times
             elif reading.kind in ("integer", "numeric") and readings.is_infinite(text):
                 tally.infinite += times
             else:
-                witnesses.append(text)
+                witnesses[text] = times
         if not witnesses:
             return True
-        self._sample[n] += sorted(witnesses)[:WITNESSES]
-        self._tries[n] += 1
-        better = self._told(n)
-        if better == reading or self._tries[n] > TRIES:
-            better = Texts()
-        if isinstance(better, Texts):
+        if fitting := sorted(text for text in witnesses if readings.fits(text, reading.kind)):
+            self._sample[n] += fitting[:WITNESSES]
+            self._tries[n] += 1
+            better = self._told(n) if self._tries[n] <= TRIES else Texts()
+            if better != reading:
+                return self._anew(n, better, witnesses)
+        if not self._tolerates(n):
+            return self._anew(n, Texts(), witnesses)
+        tally.odd += sum(witnesses.values())
+        self._odd.setdefault(n, min(witnesses))
+        return True
+
+    def _anew(self, n: int, reading: Reading, witnesses: Iterable[str]) -> bool:
+        if isinstance(reading, Texts):
             self._odd[n] = min(witnesses)
-        self._readings[n] = better
+        self._readings[n] = reading
         return False
+
+    def _too_odd(self) -> bool:
+        """Columns that hold more of something else than typing errors are texts after all."""
+        found = [n for n, tally in self._tallies.items() if tally.odd > TOLERATED * (self._rows - tally.absent)]
+        self._readings |= dict.fromkeys(found, Texts())
+        return bool(found)
+
+    def _tolerates(self, n: int) -> bool:
+        return self._readings[n].kind in ("integer", "numeric", "date") and not self._names_classes(n)
+
+    def _names_classes(self, n: int) -> bool:
+        return n == self._target and self._order.dataset_type.strip().casefold() != "regression"
 
     def _with_target(self, typed: pl.DataFrame, texts: pl.DataFrame) -> pl.DataFrame:
         target = place(self._target)
@@ -209,18 +236,31 @@ class Table:
         if not (missing := int(lost.sum())):
             return typed
         if texts[target].dtype == pl.Float64:
-            infinite = int(texts[target].filter(lost).is_infinite().sum())
-        elif self._kind(self._target) == "category":
-            infinite = 0
+            infinite, unreadable = int(texts[target].filter(lost).is_infinite().sum()), 0
         else:
-            infinite = sum(times for text, times in texts[target].filter(lost).value_counts().iter_rows() if not readings.is_missing(str(text)))
-        self._refused.update({"target_infinite": infinite} if infinite else {})
-        self._refused.update({"target_missing": missing - infinite} if missing > infinite else {})
+            counts = {str(text or ""): times for text, times in texts[target].filter(lost).value_counts().iter_rows()}
+            infinite = sum(times for text, times in counts.items() if readings.is_infinite(text))
+            unreadable = sum(times for text, times in counts.items() if not readings.is_missing(text)) - infinite
+        count(self._refused, "target_infinite", infinite)
+        count(self._refused, "target_unreadable", unreadable)
+        count(self._refused, "target_missing", missing - infinite - unreadable)
         return typed.filter(~lost)
 
     def _told(self, n: int) -> Reading:
         reading = readings.told(self._sample[n], decimal=self._source.decimal)
         return Texts() if n == self._target and isinstance(reading, Booleans | Dates) else reading  # the names of classes
+
+    def _first_told(self, n: int) -> Reading:
+        reading = self._told(n)
+        if isinstance(reading, Texts) and not self._names_classes(n):
+            for kind in ("numeric", "date"):
+                fitting = [text for text in self._sample[n] if readings.fits(text, kind)]
+                if len(fitting) >= (1 - TOLERATED) * len(self._sample[n]) and not isinstance(
+                    better := readings.told(fitting, decimal=self._source.decimal), Texts
+                ):
+                    self._sample[n] = fitting
+                    return better
+        return reading
 
     def _texts(self, frame: pl.DataFrame) -> dict[int, list[str]]:
         head = frame.head(SAMPLE)

@@ -15,7 +15,11 @@ class Tally:
         self.missing = 0
         self.tokens = Counter[str]()
         """What stood where values were missing."""
+        self.absent = 0
+        """Texts that stand for no value."""
         self.infinite = 0
+        self.odd = 0
+        """Values that are nothing of what the others are, and were taken for missing ones."""
         self.values = Counter[str]()
         self.wide = False
         """There are more different texts than are counted, or they are too long for categories."""

@@ -1,12 +1,29 @@
 """Hyperparameters, which other tools call by other names: understood, checked one by one, and told again as they were sent."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from typing import Any, get_type_hints
 
 import msgspec
 
 from services.gateway.api.problems import Refused, with_choices
+
+SAME = (
+    ("learning_rate", "lr", "unet_lr"),
+    ("batch_size", "per_device_batch_size", "train_batch_size", "per_device_train_batch_size"),
+    ("epochs", "num_epochs", "max_train_epochs", "num_train_epochs"),
+    ("optimizer", "optim"),
+    ("scheduler", "lr_scheduler", "lr_scheduler_type"),
+    ("lora_r", "rank", "r", "network_dim"),
+    ("lora_alpha", "alpha", "network_alpha"),
+    ("max_seq_length", "max_length"),
+)
+"""What other tools call the same. A family has one of each at the most as its own, and understands all of them."""
+
+
+def synonyms(names: Collection[str]) -> dict[str, str]:
+    """Of those names: what else they are called."""
+    return {other: own for group in SAME for own in group if own in names for other in group if other != own}
 
 
 class Hyperparams(msgspec.Struct, frozen=True, kw_only=True):

@@ -51,8 +51,8 @@ class Base:
         self.revision = revision
         self.smoke = smoke
         self.warnings = warnings
-        self.config = _loaded(name, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True))
-        self.tokenizer: PreTrainedTokenizerBase = _loaded(
+        self.config = loaded(name, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True))
+        self.tokenizer: PreTrainedTokenizerBase = loaded(
             name, lambda: AutoTokenizer.from_pretrained(tokenizer or folder, trust_remote_code=False, local_files_only=True)
         )
 
@@ -63,7 +63,7 @@ def find(spec: RunSpec) -> Base:
     cache = Path(spec.cache or os.path.join(spec.folder, "cache"))
     if not tuning.smoke:
         folder = _root(spec, cache, SMALL)
-        _check(tuning.base_model, folder)
+        check(tuning.base_model, folder)
         return Base(tuning.base_model, folder, revision=tuning.revision, tokenizer=_youngest(spec))
     return _smoke(spec, cache)
 
@@ -150,10 +150,10 @@ def _folder(tuning: FineTune, cache: Path, patterns: list[str], progress: Progre
         if not any(Path(name).glob("*.safetensors")):
             raise Failure("model", f"{name} has no weights in the format safetensors. Pickle files run code when they are read, so they are never loaded.")
         return Path(name)
-    return _downloaded(name, tuning.revision, cache, patterns, progress)
+    return downloaded(name, tuning.revision, cache, patterns, progress)
 
 
-def _downloaded(name: str, revision: str, cache: Path, patterns: list[str], progress: Progress) -> Path:
+def downloaded(name: str, revision: str, cache: Path, patterns: list[str], progress: Progress) -> Path:
     """The settings come with the child, and the hub's library was loaded before: it is told them again."""
     hub = os.environ.get("HF_ENDPOINT") or huggingface_hub.constants.ENDPOINT
     try:
@@ -204,7 +204,7 @@ def _bar(progress: Progress) -> type[tqdm]:
     return Bar
 
 
-def _check(name: str, folder: Path) -> None:
+def check(name: str, folder: Path) -> None:
     for file in CONFIGURATIONS:
         if not (path := folder / file).exists():
             continue
@@ -233,7 +233,7 @@ def _odd_count(config: dict[str, Any]) -> tuple[str, int] | None:
     return None
 
 
-def _loaded(name: str, load: Callable[[], Any]) -> Any:
+def loaded(name: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError) as error:
@@ -308,7 +308,7 @@ def _smoke(spec: RunSpec, cache: Path) -> Base:
     warnings: tuple[str, ...] = ("This is a smoke run: the base model was replaced by a tiny random one, so the weights are worthless.",)
     try:
         real = _folder_for_smoke(spec, cache)
-        _check(tuning.base_model, real)
+        check(tuning.base_model, real)
         base = Base(tuning.base_model, real, revision=tuning.revision, tokenizer=_youngest(spec))
         model = _random(shrunk(base.config, len(base.tokenizer)))
     except Failure as failure:
@@ -333,10 +333,10 @@ def _folder_for_smoke(spec: RunSpec, cache: Path) -> Path:
 def _random(config: PretrainedConfig) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model: PreTrainedModel = _loaded("The shrunken model", lambda: AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False))
+        model: PreTrainedModel = loaded("The shrunken model", lambda: AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False))
     model.generation_config = GenerationConfig.from_model_config(config)
     with torch.no_grad():
-        _loaded("The shrunken model", lambda: model.eval()(input_ids=torch.arange(8)[None]))  # not every combination of small numbers is a model
+        loaded("The shrunken model", lambda: model.eval()(input_ids=torch.arange(8)[None]))  # not every combination of small numbers is a model
     return model
 
 

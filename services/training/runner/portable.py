@@ -57,12 +57,16 @@ def session(path: Path, *, threads: int = 1) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
+def answered(path: Path, x: NDArray[np.float32], *, threads: int = 1) -> NDArray[Any]:
+    return np.asarray(session(path, threads=threads).run(["y"], {"x": x})[0])
+
+
 def verified(path: Path, x: NDArray[np.float32], expected: NDArray[Any], *, threads: int = 1) -> dict[str, Any]:
     """Raises a Failure where the file answers otherwise than the trained model."""
-    answered = np.asarray(session(path, threads=threads).run(["y"], {"x": x})[0])
-    if answered.shape != expected.shape:
-        raise Failure("internal", f"The ONNX file answers in the shape {answered.shape}, and the trained model in {expected.shape}.")
-    away = float(np.abs(answered - expected).max())
+    found = answered(path, x, threads=threads)
+    if found.shape != expected.shape:
+        raise Failure("internal", f"The ONNX file answers in the shape {found.shape}, and the trained model in {expected.shape}.")
+    away = float(np.abs(found - expected).max())
     if not away <= TOLERANCE:
         raise Failure("internal", f"The ONNX file doesn't answer as the trained model: they differ by up to {away:.3g} on rows that were held out.")
     return {"rows": len(x), "largest_difference": away, "tolerance": TOLERANCE}

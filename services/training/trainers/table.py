@@ -6,6 +6,7 @@ norms see. A step of gradient boosting is a round: one tree, or one for each cla
 
 import importlib.metadata
 import math
+import re
 import resource
 import shutil
 import sys
@@ -30,6 +31,7 @@ from services.training.runner.table import Table
 from services.training.runner.wishes import Wishes
 
 Tell = Callable[[Frame], None]
+_ROUNDS = re.compile(r"^\[num_iterations: \d+\]$", re.MULTILINE)
 
 BOOSTING = "gradient_boosting"
 MODEL_TYPES = (BOOSTING, *networks.MODEL_TYPES)
@@ -615,7 +617,8 @@ class Boosting:
 
         from services.training.runner import portable, trees
 
-        self.booster.save_model(folder / "model.txt", num_iteration=self.rounds)
+        text = self.booster.model_to_string(num_iteration=self.rounds)
+        (folder / "model.txt").write_text(_ROUNDS.sub(f"[num_iterations: {self.rounds}]", text))  # else it tells how many there were to be
         onnx.save(trees.convert(self.booster, rounds=self.rounds, classes=self.known.classes), folder / portable.MODEL)
         return "model.txt"
 

@@ -18,7 +18,7 @@ from libs.events.log import EventLog
 from services.gateway.api.asked import as_asked
 from services.gateway.api.charges import starter
 from services.gateway.api.deep_learning.words import STATUS, stamp, stamp_or_none
-from services.gateway.api.hyperparams import Hyperparams
+from services.gateway.api.hyperparams import Hyperparams, synonyms
 from services.gateway.api.problems import Refused
 from services.gateway.api.requests import AnyRequest, answered, caller, fingerprint, need, new_id, origin, tenant, tenants
 from services.gateway.api.stopping import stop
@@ -38,26 +38,18 @@ MODEL_TYPES = ("gradient_boosting", "mlp", "resnet18", "resnet34", "resnet50", "
 IMAGES_ONLY = ("vit", "convnext")
 TABLES_ONLY = ("gradient_boosting", "mlp")
 
+NOT_ASKED_FOR = ("trainer", "model_type", "smoke", "validation_split", "patience", "monitor")
+NAMES = tuple(field for field in Fit.__struct_fields__ if field not in NOT_ASKED_FOR)
 HYPERPARAMETERS = Hyperparams(
     spec=Fit,
-    names=tuple(field for field in Fit.__struct_fields__ if field not in ("trainer", "model_type", "smoke", "validation_split", "patience", "monitor")),
-    synonyms={
-        "lr": "learning_rate",
-        "unet_lr": "learning_rate",
-        "per_device_batch_size": "batch_size",
-        "train_batch_size": "batch_size",
-        "num_epochs": "epochs",
-        "max_train_epochs": "epochs",
-        "n_estimators": "epochs",
-        "num_boost_round": "epochs",
-        "optim": "optimizer",
-        "lr_scheduler": "scheduler",
-        "lr_scheduler_type": "scheduler",
-    },
+    names=NAMES,
+    synonyms=synonyms(NAMES) | {"n_estimators": "epochs", "num_boost_round": "epochs"},
     choices={"scheduler": {"none": "constant"}},
 )
 IMAGES = {"learning_rate": 5e-5, "batch_size": 8, "epochs": 3}
 """Where nobody says otherwise, of what is only for images."""
+BOOSTING = {"learning_rate": 0.1}
+"""Of trees: with the step of a network a hundred of them would hardly differ from the mean."""
 PATIENCE = {True: 5, False: 10}
 
 Monitor = Literal["val_loss", "val_accuracy", "val_f1", "val_mae", "val_rmse", "val_r2"]
@@ -236,7 +228,8 @@ def _fit(data: TrainingStart, *, smoke: bool) -> Fit:
     only_images = data.model_type in IMAGES_ONLY or "/" in data.model_type
     if data.model_type not in MODEL_TYPES and "/" not in data.model_type:
         raise Refused(422, f"model_type: must be one of {', '.join(MODEL_TYPES)}, or the id of an image classifier on the model hub", field="model_type")
-    besides = (IMAGES if only_images else {}) | {"model_type": data.model_type}
+    usual = IMAGES if only_images else BOOSTING if data.model_type == "gradient_boosting" else {}
+    besides = usual | {"model_type": data.model_type}
     chosen = HYPERPARAMETERS.understood(data.hyperparameters, besides)
     stopping = data.early_stopping
     patience = (stopping.patience or PATIENCE[only_images]) if stopping.enabled else 0

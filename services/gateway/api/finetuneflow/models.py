@@ -17,7 +17,7 @@ from libs.events.log import EventLog
 from libs.storage import Storage
 from services.gateway import trained
 from services.gateway.api.finetuneflow.hardware import Hardware
-from services.gateway.api.finetuneflow.training import HYPERPARAMS, TrainStart, wanted
+from services.gateway.api.finetuneflow.training import NAMES, TrainStart, wanted
 from services.gateway.api.problems import Refused
 from services.gateway.api.requests import AnyRequest, answered, origin, tenant
 from services.gateway.commands import Commands
@@ -124,7 +124,7 @@ def _with_memory(model: Model, tuning: FineTune) -> Info:
         model.info,
         estimated_training_vram_gb=each(tuning),
         least_training_vram_gb=each(least),
-        estimated_for={name: getattr(tuning, name) for name in HYPERPARAMS if name in SHAPING},
+        estimated_for={name: getattr(tuning, name) for name in NAMES if name in SHAPING},
     )
 
 

@@ -16,7 +16,7 @@ from libs.events import FineTune
 from libs.events.log import EventLog
 from libs.rehearsal import SECONDS, SUBJECT, Answer, Line, Question, Refusal, Seen
 from libs.storage import Storage
-from services.gateway.api.finetuneflow.training import TrainStart, echoed, own_base, wanted
+from services.gateway.api.finetuneflow.training import HYPERPARAMS, TrainStart, own_base, wanted
 from services.gateway.api.problems import Refused
 from services.gateway.api.requests import AnyRequest, tenant
 from services.gateway.commands import Commands
@@ -90,7 +90,7 @@ async def dry_run(
         method=tuning.method,
         preset=tuning.preset,
         smoke=tuning.smoke,
-        hyperparams=echoed(msgspec.to_builtins(tuning), data.hyperparams),
+        hyperparams=HYPERPARAMS.echoed(msgspec.to_builtins(tuning), data.hyperparams),
     )
 
 

@@ -1,8 +1,7 @@
 """Training: started, looked at and cancelled."""
 
 from datetime import UTC, datetime
-from difflib import get_close_matches
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 from uuid import UUID
 
 import asyncpg
@@ -21,7 +20,8 @@ from services.gateway.api.asked import as_asked
 from services.gateway.api.charges import starter
 from services.gateway.api.finetuneflow.projects import known
 from services.gateway.api.finetuneflow.words import STATUS, eta, progress, stamp_or_none
-from services.gateway.api.problems import Refused, with_choices
+from services.gateway.api.hyperparams import Hyperparams, synonyms
+from services.gateway.api.problems import Refused
 from services.gateway.api.requests import AnyRequest, answered, fingerprint, new_id, origin, tenant
 from services.gateway.api.stopping import stop
 from services.gateway.commands import Commands
@@ -35,36 +35,22 @@ from services.gateway.views import projects, runs
 from services.gateway.views.runs import Run
 
 NOT_ASKED_FOR = ("base_model", "revision", "ancestors", "root", "root_revision", "method", "preset", "smoke")
-HYPERPARAMS = tuple(field for field in FineTune.__struct_fields__ if field not in NOT_ASKED_FOR)
-SYNONYMS = {
-    "rank": "lora_r",
-    "r": "lora_r",
-    "network_dim": "lora_r",
-    "alpha": "lora_alpha",
-    "network_alpha": "lora_alpha",
-    "batch_size": "per_device_batch_size",
-    "train_batch_size": "per_device_batch_size",
-    "per_device_train_batch_size": "per_device_batch_size",
-    "epochs": "num_epochs",
-    "max_train_epochs": "num_epochs",
-    "num_train_epochs": "num_epochs",
-    "lr": "learning_rate",
-    "unet_lr": "learning_rate",
-    "lr_scheduler_type": "lr_scheduler",
-    "max_length": "max_seq_length",
-    "optim": "optimizer",
-}
-"""Other tools' names for the same."""
-ALSO = {
-    "optimizer": {
-        "adamw_torch": "adamw",
-        "adamw_torch_fused": "adamw",
-        "adamw8bit": "adamw_8bit",
-        "adamw_bnb_8bit": "adamw_8bit",
+NAMES = tuple(field for field in FineTune.__struct_fields__ if field not in NOT_ASKED_FOR)
+HYPERPARAMS = Hyperparams(
+    spec=FineTune,
+    names=NAMES,
+    synonyms=synonyms(NAMES),
+    within="hyperparams",
+    choices={
+        "optimizer": {
+            "adamw_torch": "adamw",
+            "adamw_torch_fused": "adamw",
+            "adamw8bit": "adamw_8bit",
+            "adamw_bnb_8bit": "adamw_8bit",
+        },
+        "lr_scheduler": {"constant_with_warmup": "constant"},
     },
-    "lr_scheduler": {"constant_with_warmup": "constant"},
-}
-"""And for the same choices."""
+)
 
 
 class TrainStart(msgspec.Struct, kw_only=True):
@@ -216,34 +202,7 @@ def _preset(name: str) -> Preset:
 
 
 def understood(given: dict[str, Any], method: str) -> dict[str, Any]:
-    """Under the platform's own names, each of them checked."""
-    names: dict[str, str] = {}
-    for name in given:
-        own = SYNONYMS.get(name, name)
-        if own not in HYPERPARAMS:
-            raise Refused(422, f"hyperparams.{name[:50]}: {_unknown(name)}", field=f"hyperparams.{name[:50]}")
-        if own in names:
-            raise Refused(422, f"hyperparams.{name}: is the same as {names[own]}, send only one of them", field=f"hyperparams.{name}")
-        names[own] = name
-    meant = {own: _meant(own, given[name]) for own, name in names.items()}
-    try:
-        msgspec.convert({**meant, "base_model": "any", "method": method}, FineTune)
-    except msgspec.ValidationError as error:
-        problem, _, path = str(error).partition(" - at `$.")
-        own = path.rstrip("`")
-        field = f"hyperparams.{names.get(own, own)}"
-        raise Refused(422, f"{field}: {with_choices(problem, get_type_hints(FineTune).get(own))}", field=field) from error
-    return meant
-
-
-def _meant(own: str, value: Any) -> Any:
-    return ALSO[own].get(value, value) if own in ALSO and isinstance(value, str) else value
-
-
-def _unknown(name: str) -> str:
-    near = get_close_matches(name, [*HYPERPARAMS, *SYNONYMS], n=1)
-    meant = f", did you mean {near[0]}?" if near else "."
-    return f"no such hyperparameter{meant} There are {', '.join(HYPERPARAMS)}"
+    return HYPERPARAMS.understood(given, {"base_model": "any", "method": method})
 
 
 def _queued(created: JobCreated, given: dict[str, Any]) -> TrainQueued:
@@ -254,14 +213,8 @@ def _queued(created: JobCreated, given: dict[str, Any]) -> TrainQueued:
         preset=created.spec.get("preset", ""),
         base_model_id=created.spec["base_model"],
         smoke=created.spec["smoke"],
-        hyperparams=echoed(created.spec, given),
+        hyperparams=HYPERPARAMS.echoed(created.spec, given),
     )
-
-
-def echoed(spec: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """All that a run uses, under the names that were sent."""
-    called = {SYNONYMS.get(name, name): name for name in given}
-    return {called.get(own, own): spec[own] for own in HYPERPARAMS if own in spec}
 
 
 def _seen(run: Run, *, now: datetime) -> TrainStatus:
@@ -284,7 +237,7 @@ def _seen(run: Run, *, now: datetime) -> TrainStatus:
         smoke=run.smoke,
         attempt=run.attempt,
         cancel_requested=run.cancel_requested,
-        hyperparams={name: run.spec[name] for name in HYPERPARAMS if name in run.spec},
+        hyperparams=HYPERPARAMS.echoed(run.spec, {}),
         checkpoint_step=run.checkpoint_step,
     )
 

@@ -1,0 +1,161 @@
+"""Predictions: onnxruntime in this process, for models that runs of this platform left in the object store."""
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+
+import msgspec
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from libs.config import Training
+from libs.events import Claim
+from libs.prediction import INLINE, SUBJECT, Answer, Question, Refusal
+from libs.storage import Missing, Storage, StorageDown
+
+from .reading import Wrong
+from .sessions import Loaded, Sessions, TooLarge, Unusable
+from .transfer import Spoiled
+
+log = logging.getLogger(__name__)
+
+MOST_WAITING = 128
+"""Questions that are being answered or wait for it; the next ones are told to come back."""
+MOST_QUEUED = 1_000
+"""Of those that are answered as they come."""
+QUICK = 0.0005
+"""Seconds that a model may take of the process that everything else goes on in: to hand a row to a thread and back costs more than most models."""
+FEW = 8
+"""Rows."""
+LARGEST = 64 * 1024 * 1024
+"""Bytes of inputs in the object store."""
+MB = 1024 * 1024
+
+
+class Predictions:
+    def __init__(self, nc: Client, storage: Storage, settings: Training) -> None:
+        self._nc = nc
+        self._storage = storage
+        self.sessions = Sessions(storage, budget=settings.predict_memory_mb * MB)
+        self._threads = ThreadPoolExecutor(settings.predict_threads, thread_name_prefix="predict")
+        self._answering: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """One of all replicas answers."""
+        self._questions: Subscription = await self._nc.subscribe(f"ask.{SUBJECT}", queue="training", cb=self._begin)
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            for task in self._answering:
+                task.cancel()
+            await asyncio.gather(*self._answering, return_exceptions=True)
+            await self.sessions.close()
+            self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _begin(self, msg: Msg) -> None:
+        said = self._at_once(msg.data)
+        if isinstance(said, bytes):
+            await _respond(msg, said)
+            return
+        task = asyncio.create_task(self._answer(msg, said))
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+
+    def _at_once(self, asked: bytes) -> bytes | Question:
+        """The answer if it is quickly said; else the question."""
+        if self._questions.pending_msgs > MOST_QUEUED:
+            return BUSY
+        try:
+            question = _question(asked)
+            loaded = self.sessions.ready(question.model, question.preparation)
+            if loaded and _is_quick(loaded, question):
+                return _predicted(loaded, question.inputs, question.probabilities)
+        except _Strange as error:
+            return _refused("service", str(error))
+        except Exception:
+            log.exception("no prediction")
+            return _BROKEN
+        return BUSY if len(self._answering) >= MOST_WAITING else question
+
+    async def _answer(self, msg: Msg, question: Question) -> None:
+        try:
+            async with asyncio.timeout(question.seconds):
+                said = await self._found(question)
+        except TimeoutError:
+            said = _refused("late", f"It takes longer than {question.seconds:g} seconds")
+        except (Missing, Spoiled):
+            said = _refused("model", "a file of it is not in the object store any more as it was stored")
+        except Unusable as error:
+            log.warning("a model that can't predict: %s", error, extra={"key": question.model.key})
+            said = _refused("model", str(error))
+        except TooLarge as error:
+            said = _refused("too_large", str(error))
+        except StorageDown as error:
+            log.warning("the object store is away: %s", error)
+            said = _refused("storage", "the object store does not answer")
+        except asyncio.CancelledError:
+            await _respond(msg, BUSY)  # this process ends, another may be there
+            raise
+        except Exception:
+            log.exception("no prediction")
+            said = _BROKEN
+        await _respond(msg, said)
+
+    async def _found(self, question: Question) -> bytes:
+        loaded = await self.sessions.get(question.model, question.preparation)
+        inputs = await self._fetched(question.elsewhere) if question.elsewhere else question.inputs
+        work = partial(_predicted, loaded, inputs, question.probabilities)
+        said = await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        if len(said) <= INLINE:
+            return said
+        return msgspec.json.encode(Answer(elsewhere=await self._storage.put(question.folder, said)))
+
+    async def _fetched(self, claim: Claim) -> list[msgspec.Raw]:
+        if claim.size > LARGEST:
+            raise _Strange(f"inputs of {claim.size} bytes")
+        return msgspec.json.decode(await self._storage.get(claim), type=list[msgspec.Raw])
+
+
+class _Strange(Exception):
+    """A question that this version doesn't understand, or that nobody may ask."""
+
+
+def _question(data: bytes) -> Question:
+    try:
+        question = msgspec.json.decode(data, type=Question)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise _Strange(f"The question makes no sense: {error}") from error
+    keys = [claim.key for claim in (question.model, question.preparation, question.elsewhere, *question.files) if claim]
+    if not question.tenant or not all(key.startswith(f"{question.tenant}/") for key in (*keys, f"{question.folder}/")):
+        raise _Strange("What is another workspace's is not to be had")
+    return question
+
+
+def _is_quick(loaded: Loaded, question: Question) -> bool:
+    return 0 < len(question.inputs) <= FEW and len(question.inputs) * loaded.seconds <= QUICK
+
+
+def _predicted(loaded: Loaded, inputs: list[msgspec.Raw], probabilities: bool) -> bytes:
+    try:
+        predictions, notes = loaded.answer(inputs, probabilities=probabilities)
+    except Wrong as error:
+        return msgspec.json.encode(Answer(refusal=Refusal(code="input", message=str(error), row=error.row, at=error.at)))
+    return _encode(Answer(predictions=predictions, notes=notes))
+
+
+async def _respond(msg: Msg, said: bytes) -> None:
+    with suppress(nats.errors.Error, OSError):
+        await msg.respond(said)
+
+
+def _refused(code: str, message: str) -> bytes:
+    return msgspec.json.encode(Answer(refusal=Refusal(code=code, message=message)))
+
+
+_encode = msgspec.json.Encoder().encode
+BUSY = _refused("busy", "Too many predictions are asked for at once")
+_BROKEN = _refused("service", "An unexpected error occurred")
