@@ -26,6 +26,7 @@ BENCHES = {
     "chunking": [],
     "tables": [],
     "llm": [],
+    "tables_fit": [],
 }
 """Each with the arguments that it is given here."""
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"

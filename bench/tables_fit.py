@@ -127,7 +127,9 @@ def speed(promises: Promises, root: Path, *, rounds: int, rows: int, turns: int)
         run.model.learn(run)
 
     def alone(settings: dict[str, Any]) -> None:
-        training = lightgbm.Dataset(known.x[known.training], known.truth[known.training], categorical_feature=list(range(width - named, width)), params=settings)
+        training = lightgbm.Dataset(
+            known.x[known.training], known.truth[known.training], categorical_feature=list(range(width - named, width)), params=settings
+        )
         held_out = lightgbm.Dataset(known.x[known.held_out], known.truth[known.held_out], reference=training)
         lightgbm.train(settings, training, num_boost_round=rounds, valid_sets=[held_out])
 

@@ -26,6 +26,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     """How many there are in all."""
     shown: Line | None = None
     """To be shown; otherwise some of the rows are."""
+    workspace: str = ""
+    """Of who asks: each has one turn at a time."""
 
 
 class Spread(msgspec.Struct, frozen=True, kw_only=True):

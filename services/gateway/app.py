@@ -18,7 +18,7 @@ from services.gateway.accounts import Accounts
 from services.gateway.api import docs, platform
 from services.gateway.api.autotrainx.progress import Sockets
 from services.gateway.api.datagen import auth as datagen_auth
-from services.gateway.api.deep_learning import auth, datasets, webhooks
+from services.gateway.api.deep_learning import auth, datasets, predict, webhooks
 from services.gateway.api.deep_learning import models as fitted
 from services.gateway.api.deep_learning import training as fitting
 from services.gateway.api.deep_learning.limits import ANONYMOUS
@@ -77,6 +77,7 @@ ROOMS = {
     datasets: "deep-learning-platform: data sets",
     fitting: "deep-learning-platform: training",
     fitted: "deep-learning-platform: models",
+    predict: "deep-learning-platform: models",
     webhooks: "deep-learning-platform: webhooks",
     datagen_auth: "datagen: people",
     keys: "v2: people",

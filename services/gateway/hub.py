@@ -18,6 +18,7 @@ from msgspec import Meta
 
 from libs import tiny
 from libs.runtime.waiting import within
+from services.gateway.domain.project import SHORTEST
 from services.gateway.domain.vram import Shape
 
 ID = re.compile(r"(?!.*(\.\.|--))[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,95})?(?<!\.git)(?<![.-])")
@@ -341,11 +342,14 @@ def _obstacles(config: Config) -> list[str]:
         found.append("Its config.json asks for code of its own (auto_map), which is never run")
     if config.quantization_config:
         found.append("Its weights are quantised already: take the model that they were made of")
+    if (context := config.max_position_embeddings or config.n_positions) and context < SHORTEST:
+        found.append(f"It reads no more than {context} tokens at once: a row has {SHORTEST} at least")
     return found
 
 
 def _short(text: str | None) -> str | None:
-    return text[:100] if text else None
+    """What people have written somewhere; a NUL could not be kept."""
+    return text.replace("\0", "")[:100] or None if text else None
 
 
 def _counted(weights: list[Path]) -> int | None:

@@ -18,6 +18,7 @@ from libs.events import (
     PreparationFailed,
     ProjectDeleted,
     ProjectFileDeleted,
+    ProjectWorkStarted,
     Recorded,
     TrainingCancelled,
     TrainingCompleted,
@@ -32,7 +33,7 @@ from services.gateway.commands import Commands
 from services.gateway.domain.credit import Settle, settlement
 from services.gateway.domain.errors import Conflicted, JobEnded
 from services.gateway.domain.jobs import CancelJob
-from services.gateway.domain.project import DELETED
+from services.gateway.domain.project import DELETED, LEND
 from services.gateway.views import jobs, leases, objects
 from services.gateway.views.database import DOWN
 from services.gateway.views.progress import Progress
@@ -58,9 +59,10 @@ def subscribe(broker: Broker, storage: Storage, event_log: EventLog, commands: C
             raise Unavailable(f"the views don't show the end of project {project_id} yet")  # nor, perhaps, all of its jobs
         try:
             found = await jobs.all_of_project(db, recorded.tenant, project_id)
+            lent = await jobs.going_on(db, recorded.tenant, await _lent(event_log, recorded, project_id))
         except DOWN as error:
             raise Unavailable(f"jobs of project {project_id}: {str(error) or type(error).__name__}") from error
-        await _a_few_at_once(partial(cancel, recorded), [id for id, goes_on in found if goes_on])
+        await _a_few_at_once(partial(cancel, recorded), [*(id for id, goes_on in found if goes_on), *lent])
         await _a_few_at_once(lambda owner: storage.delete_folder(f"{recorded.tenant}/{owner}"), [project_id, *(id for id, _ in found)])
 
     async def cancel(because: Recorded, job_id: str) -> None:
@@ -114,6 +116,13 @@ async def _first(event_log: EventLog, before: Recorded, subject: str) -> Recorde
         async for raw in facts:
             return decode(raw.data, seq=raw.seq, subject=raw.subject)
     return None
+
+
+async def _lent(event_log: EventLog, before: Recorded, project_id: str) -> list[str]:
+    """Jobs of other projects that begin with a run of this one."""
+    told = Address(tenant=before.tenant, category="project", key=(project_id,)).under(kind(ProjectWorkStarted).split(".")[1])
+    works = [decode(raw.data, seq=raw.seq, subject=raw.subject).event async for raw in event_log.scan_to(told, last=before.seq)]
+    return [work.job_id for work in works if isinstance(work, ProjectWorkStarted) and work.kind == LEND]
 
 
 async def _never(recorded: Recorded, error: Exception) -> None:

@@ -5,7 +5,6 @@ from typing import Any, TypeVar
 import asyncpg
 import msgspec
 
-from libs import tiny
 from libs.events import Address, Ancestor, Claim, FineTune, JobCreated, TrainingCompleted
 from libs.events.log import EventLog
 from libs.storage import Missing, Storage
@@ -28,10 +27,6 @@ LONGEST = 8
 class Found(msgspec.Struct, frozen=True, kw_only=True):
     model: Model
     base: OwnBase
-
-
-def is_own(model_id: str) -> bool:
-    return model_id.startswith(OWN) and model_id != tiny.BASE
 
 
 async def find(model_id: str, *, tenant: str, db: asyncpg.Pool, log: EventLog, storage: Storage, commands: Commands, smoke: bool) -> Found:

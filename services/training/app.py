@@ -44,8 +44,7 @@ async def serve(settings: Training, stop: asyncio.Event, *, timing: Timing | Non
                 place = Place(nc=me.nc, log=me.log, storage=me.storage, children=children, runs=runs, models=models, timing=timing)
                 workers = Workers(place, leases, await unless(stop, hardware.slots(settings.workers, settings.threads)))
                 await workers.listen(me.nc)
-                predictions = Predictions(me.nc, me.storage, settings)
-                await _until(stop, Scheduler(me.log, leases).run(), workers.run(), Rehearsals(place).run(), predictions.run())
+                await _until(stop, Scheduler(me.log, leases).run(), workers.run(), Rehearsals(place).run(), Predictions(place, settings).run())
     finally:
         await children.close()
 

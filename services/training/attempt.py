@@ -27,7 +27,6 @@ from .link import Link
 from .orders import ADAPTER, SNAPSHOT, Order
 from .pen import Pen
 from .place import Place, Slot
-from .snapshots import holds_table
 from .steps import StepLog, cut
 from .transfer import Kept, Spoiled, Uploads, fetch, patiently, store
 
@@ -138,7 +137,7 @@ class Attempt:
         return RunSpec(**msgspec.structs.asdict(common), tuning=order.tuning, merge=merge, texts=order.texts)
 
     async def _forked(self, spec: RunSpec | FitSpec) -> Child:
-        offline = holds_table(spec.snapshot) if isinstance(spec, FitSpec) else models.at_hand(spec.tuning, self._place.models)
+        offline = models.fitted_alone(spec.fit, spec.snapshot) if isinstance(spec, FitSpec) else models.at_hand(spec.tuning, self._place.models)
         environ = self._slot.environ | (models.OFFLINE if offline else {})
         try:
             return await self._unless_told(self._place.children.start(spec, environ=environ, offline=offline))

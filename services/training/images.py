@@ -63,7 +63,7 @@ class Preparation(msgspec.Struct, frozen=True, kw_only=True):
         """A class, how sure the model is of it, and what it makes of the others."""
         return [
             {
-                "class": self.classes[winner],
+                "prediction": self.classes[winner],
                 "confidence": float(row[winner]),
                 "probabilities": {name: float(share) for name, share in zip(self.classes, row, strict=True)},
             }

@@ -6,7 +6,9 @@ from pathlib import Path
 import msgspec
 
 from libs import tiny
-from libs.events import FineTune
+from libs.events import FineTune, Fit
+
+from .snapshots import holds_table
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_TOKEN": ""}
 """Environment of a child whose model is at hand."""
@@ -17,6 +19,11 @@ def at_hand(tuning: FineTune, cache: Path) -> bool:
     """The bundled one, a folder, or a commit of the hub that a run has loaded here before. The hub's newest may be another each time."""
     tuning = _fetched(tuning)
     return tuning.base_model == tiny.BASE or Path(tuning.base_model).is_dir() or (bool(tuning.revision) and _mark(tuning, cache).exists())
+
+
+def fitted_alone(fit: Fit, snapshot: str) -> bool:
+    """Nothing of the hub is needed for it."""
+    return holds_table(snapshot) or ("/" not in fit.model_type and (fit.smoke or not fit.pretrained))
 
 
 def loaded(tuning: FineTune, cache: Path) -> None:

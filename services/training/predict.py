@@ -2,21 +2,25 @@
 
 import asyncio
 import logging
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from typing import TypeVar
 
 import msgspec
 import nats.errors
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from libs.config import Training
 from libs.events import Claim
-from libs.prediction import INLINE, SUBJECT, Answer, Question, Refusal
-from libs.storage import Missing, Storage, StorageDown
+from libs.prediction import INLINE, SUBJECT, Answer, Prediction, Question, Refusal
+from libs.storage import Missing, StorageDown
 
+from .eyes import Eyes
+from .images import Preparation
+from .place import Place
 from .reading import Wrong
 from .sessions import Loaded, Sessions, TooLarge, Unusable
 from .transfer import Spoiled
@@ -30,17 +34,20 @@ MOST_QUEUED = 1_000
 QUICK = 0.0005
 """Seconds that a model may take of the process that everything else goes on in: to hand a row to a thread and back costs more than most models."""
 FEW = 8
-"""Rows."""
+"""Rows, or images that are looked at together."""
 LARGEST = 64 * 1024 * 1024
 """Bytes of inputs in the object store."""
 MB = 1024 * 1024
 
+T = TypeVar("T")
+
 
 class Predictions:
-    def __init__(self, nc: Client, storage: Storage, settings: Training) -> None:
-        self._nc = nc
-        self._storage = storage
-        self.sessions = Sessions(storage, budget=settings.predict_memory_mb * MB)
+    def __init__(self, place: Place, settings: Training) -> None:
+        self._nc = place.nc
+        self._storage = place.storage
+        self._eyes = Eyes(place.children)
+        self.sessions = Sessions(place.storage, budget=settings.predict_memory_mb * MB)
         self._threads = ThreadPoolExecutor(settings.predict_threads, thread_name_prefix="predict")
         self._answering: set[asyncio.Task[None]] = set()
 
@@ -54,6 +61,7 @@ class Predictions:
                 task.cancel()
             await asyncio.gather(*self._answering, return_exceptions=True)
             await self.sessions.close()
+            self._eyes.close()
             self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _begin(self, msg: Msg) -> None:
@@ -85,6 +93,8 @@ class Predictions:
         try:
             async with asyncio.timeout(question.seconds):
                 said = await self._found(question)
+        except Wrong as error:
+            said = _wrong(error)
         except TimeoutError:
             said = _refused("late", f"It takes longer than {question.seconds:g} seconds")
         except (Missing, Spoiled):
@@ -108,11 +118,30 @@ class Predictions:
     async def _found(self, question: Question) -> bytes:
         loaded = await self.sessions.get(question.model, question.preparation)
         inputs = await self._fetched(question.elsewhere) if question.elsewhere else question.inputs
-        work = partial(_predicted, loaded, inputs, question.probabilities)
-        said = await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        if loaded.look:
+            said = _encode(Answer(predictions=await self._of_images(loaded, loaded.look, inputs, question)))
+        elif question.files:
+            raise Wrong(0, "", "this model is of a table: send its rows as JSON")
+        else:
+            said = await self._in_a_thread(partial(_predicted, loaded, inputs, question.probabilities))
         if len(said) <= INLINE:
             return said
         return msgspec.json.encode(Answer(elsewhere=await self._storage.put(question.folder, said)))
+
+    async def _of_images(self, loaded: Loaded, look: Preparation, inputs: list[msgspec.Raw], question: Question) -> list[Prediction]:
+        found: list[Prediction] = []
+        items: Sequence[msgspec.Raw | Claim] = question.files or inputs
+        for first in range(0, len(items), FEW):
+            some = [await self._storage.get(item) if isinstance(item, Claim) else bytes(item) for item in items[first : first + FEW]]
+            try:
+                pixels = await self._eyes.look(look, some, are_json=not question.files)
+            except Wrong as error:
+                raise Wrong(first + error.row, error.at, str(error)) from None
+            found += await self._in_a_thread(lambda pixels=pixels: loaded.answer(look.scaled(pixels), probabilities=question.probabilities))
+        return found
+
+    async def _in_a_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     async def _fetched(self, claim: Claim) -> list[msgspec.Raw]:
         if claim.size > LARGEST:
@@ -136,15 +165,21 @@ def _question(data: bytes) -> Question:
 
 
 def _is_quick(loaded: Loaded, question: Question) -> bool:
-    return 0 < len(question.inputs) <= FEW and len(question.inputs) * loaded.seconds <= QUICK
+    return loaded.reader is not None and 0 < len(question.inputs) <= FEW and len(question.inputs) * loaded.seconds <= QUICK
 
 
 def _predicted(loaded: Loaded, inputs: list[msgspec.Raw], probabilities: bool) -> bytes:
+    """Of a table."""
+    assert loaded.reader
     try:
-        predictions, notes = loaded.answer(inputs, probabilities=probabilities)
+        x, notes = loaded.reader.read(inputs)
     except Wrong as error:
-        return msgspec.json.encode(Answer(refusal=Refusal(code="input", message=str(error), row=error.row, at=error.at)))
-    return _encode(Answer(predictions=predictions, notes=notes))
+        return _wrong(error)
+    return _encode(Answer(predictions=loaded.answer(x, probabilities=probabilities), notes=notes))
+
+
+def _wrong(error: Wrong) -> bytes:
+    return _encode(Answer(refusal=Refusal(code="input", message=str(error), row=error.row, at=error.at)))
 
 
 async def _respond(msg: Msg, said: bytes) -> None:

@@ -7,6 +7,7 @@ import signal
 import tempfile
 from contextlib import suppress
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import msgspec
 import nats.errors
@@ -27,14 +28,16 @@ log = logging.getLogger(__name__)
 
 ENTRY = "services.training.runner.rehearsal:run"
 QUESTION, WEIGHTS = "question.json", ".safetensors"
-AT_ONCE = 1
-"""Trainings go on beside them."""
+AT_ONCE = 2
+"""Trainings go on beside them. Of one workspace one at a time: what takes forever holds up nobody else's."""
 
 
 class Rehearsals:
     def __init__(self, place: Place) -> None:
         self._place = place
         self._turn = asyncio.Semaphore(AT_ONCE)
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """Of workspaces that ask now."""
         self._answering: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -55,8 +58,9 @@ class Rehearsals:
     async def _answer(self, msg: Msg) -> None:
         try:
             async with asyncio.timeout(SECONDS):
-                async with self._turn:
-                    said = await self._rehearsed(msg.data)
+                question = msgspec.json.decode(msg.data, type=Question)
+                async with self._turns.setdefault(question.workspace, asyncio.Lock()), self._turn:
+                    said = await self._rehearsed(question.tuning, msg.data)
         except TimeoutError:
             said = _refused("service", f"The dry run has not come to its end within {SECONDS:g} seconds")
         except (Missing, Spoiled):
@@ -67,9 +71,9 @@ class Rehearsals:
         with suppress(nats.errors.Error, OSError):
             await msg.respond(said)
 
-    async def _rehearsed(self, asked: bytes) -> bytes:
+    async def _rehearsed(self, tuning: FineTune, asked: bytes) -> bytes:
         """The child reads the question where a run has its snapshot."""
-        tuning, cache = msgspec.json.decode(asked, type=Question).tuning, self._place.models
+        cache = self._place.models
         folder = Path(tempfile.mkdtemp(prefix="rehearsal-", dir=self._place.runs))
         try:
             (folder / QUESTION).write_bytes(asked)

@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -17,7 +16,8 @@ from libs.events import Claim
 from libs.prediction import Prediction
 from libs.storage import Storage
 
-from .features import Preparation
+from . import images
+from .features import Preparation, Target
 from .reading import Reader, said
 from .transfer import Spoiled
 
@@ -45,27 +45,33 @@ Key = tuple[str, str, str]
 
 
 class Loaded:
-    def __init__(self, session: onnxruntime.InferenceSession, reader: Reader, *, size: int) -> None:
+    """Of a table there is a reader, of images a preparation."""
+
+    def __init__(self, session: onnxruntime.InferenceSession, prepared: Reader | images.Preparation, *, size: int) -> None:
         self._session = session
-        self._reader = reader
         self.size = size
         self.seconds = 0.0
         """That one row takes."""
+        if isinstance(prepared, Reader):
+            self.reader, self.look = prepared, None
+            self._target, self._shape = prepared.target, (1, prepared.width)
+        else:
+            self.reader, self.look = None, prepared
+            self._target = Target(name=prepared.target, task="classification", classes=prepared.classes)
+            self._shape = (1, 3, prepared.size, prepared.size)
 
-    def answer(self, inputs: Sequence[msgspec.Raw], *, probabilities: bool) -> tuple[list[Prediction], list[str]]:
-        """With notes. Raises reading.Wrong."""
-        x, notes = self._reader.read(inputs)
-        return said(self._reader.target, self._run(x), probabilities=probabilities), notes
+    def answer(self, x: NDArray[np.float32], *, probabilities: bool) -> list[Prediction]:
+        return said(self._target, self._run(x), probabilities=probabilities)
 
     def prove(self) -> None:
         """That it takes what the preparation makes, and says what the target needs."""
-        x = np.zeros((1, self._reader.width), dtype=np.float32)
+        x = np.zeros(self._shape, dtype=np.float32)
         try:
             output, seconds = zip(*(self._timed(x) for _ in range(TRIES)), strict=True)
         except Exception as error:  # each fault of a model has a class of its own there, and no class in common
             raise Unusable(f"it doesn't take what preprocess.json makes: {str(error)[:300]}") from error
         self.seconds = min(seconds)
-        wanted = max(1, len(self._reader.target.classes))
+        wanted = max(1, len(self._target.classes))
         if output[0].shape != (1, wanted):
             raise Unusable(f"it answers in the shape {output[0].shape} where preprocess.json has {wanted} outputs")
 
@@ -88,7 +94,6 @@ class Sessions:
         self._loading: dict[Key, asyncio.Task[Loaded]] = {}
         self._turn = asyncio.Semaphore(AT_ONCE)
         self._freed = asyncio.Condition()
-        self.loads = 0
 
     def ready(self, model: Claim, preparation: Claim) -> Loaded | None:
         """If it is there."""
@@ -132,7 +137,6 @@ class Sessions:
                 loaded = self._kept[key] = await asyncio.to_thread(opened, *files, size=size)
             finally:
                 await asyncio.shield(self._give_back(size))
-            self.loads += 1
             return loaded
 
     async def _give_back(self, size: int) -> None:
@@ -148,7 +152,7 @@ class Sessions:
 def opened(model: bytes, preparation: bytes, *, size: int) -> Loaded:
     """Raises Unusable."""
     try:
-        reader = Reader(msgspec.json.decode(preparation, type=Preparation))
+        prepared = _prepared(preparation)
     except msgspec.MsgspecError as error:
         raise Unusable(f"its preprocess.json is not to be read: {error}") from error
     _check(model)
@@ -163,9 +167,19 @@ def opened(model: bytes, preparation: bytes, *, size: int) -> Loaded:
         raise Unusable(str(error)[:300]) from error
     if [value.name for value in session.get_inputs()] != ["x"] or "y" not in [value.name for value in session.get_outputs()]:
         raise Unusable("it doesn't have one input x and an output y")
-    loaded = Loaded(session, reader, size=size)
+    loaded = Loaded(session, prepared, size=size)
     loaded.prove()
     return loaded
+
+
+def _prepared(data: bytes) -> Reader | images.Preparation:
+    if msgspec.json.decode(data, type=_Kind).kind == "image":
+        return msgspec.json.decode(data, type=images.Preparation)
+    return Reader(msgspec.json.decode(data, type=Preparation))
+
+
+class _Kind(msgspec.Struct):
+    kind: str = "table"
 
 
 def _check(model: bytes) -> None:
@@ -208,7 +222,7 @@ async def _whole(storage: Storage, claim: Claim) -> bytes:
         digest.update(chunk)
         if len(data) > claim.size:
             break
-    if digest.hexdigest() != claim.sha256:
+    if len(data) != claim.size or digest.hexdigest() != claim.sha256:
         raise Spoiled(claim.key)
     return bytes(data)
 

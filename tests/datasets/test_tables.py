@@ -1,9 +1,11 @@
 """Tables are read: what comes out of good ones, what is said of bad ones, and what of both the log hears."""
 
+import asyncio
 import csv
 import hashlib
 import io
 import math
+import os
 import string
 import tempfile
 from datetime import datetime
@@ -19,7 +21,10 @@ from nats.aio.client import Client
 from infra.embedded import Servers
 from libs.events import Origin, PreparationCompleted
 from libs.events.log import EventLog
+from libs.runtime.broker import HandedOver
+from libs.runtime.waiting import within
 from libs.storage import Storage
+from services.datasets import preparation
 from services.datasets.confined import process as confined
 from services.datasets.confined.frames import Limits, Prepared, Refusal
 from services.datasets.handlers import Preparations
@@ -261,18 +266,19 @@ def test_infinite_values_are_missing_ones_with_a_note_and_unusable_as_a_target()
 
 
 def test_columns_that_teach_nothing_are_left_out_with_the_reason():
-    lines = ["id,empty,same,name,x,label"] + [f"{n + 1},,7,person {n} {n * n},{n % 7},{'ab'[n % 2]}" for n in range(60)]
+    lines = ["id,PassengerId,empty,same,name,x,label"] + [f"{n + 1},{n + 100},,7,person {n} {n * n},{n % 7},{'ab'[n % 2]}" for n in range(60)]
 
     found = Read("\n".join(lines).encode())
 
     assert {name: (column.type, column.reason.partition(" ")[0]) for name, column in found.columns.items() if column.role == "ignored"} == {
         "id": ("integer", "It"),
+        "PassengerId": ("integer", "It"),
         "empty": ("integer", "It"),
         "same": ("integer", "It"),
         "name": ("text", "Almost"),
     }
     assert found.table.columns == ["x", "label"]
-    assert any("4 of 6 columns are left out: 'id', 'empty', 'same', 'name'." in note for note in found.prepared.notes)
+    assert any("5 of 7 columns are left out: 'id', 'PassengerId', 'empty', 'same', 'name'." in note for note in found.prepared.notes)
 
 
 def test_a_column_is_described():
@@ -299,6 +305,30 @@ def test_a_table_without_a_header_is_one_of_numbered_columns():
 
     assert (list(found.columns), found.prepared.rows, found.prepared.target) == (["column_1", "column_2", "column_3"], 4, "column_3")
     assert any("no header" in note for note in found.prepared.notes)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"sep=;\na;b;label\n1;x,y;p\n2;z;q\n3;z;q\n",
+        b'a, b, label\n1, "x,y", p\n2, "z", q\n3, z, q\n',
+        b'\n\na,b,label\n\n1,"x,y",p\n  \n2,z,q\n3,z,q\n\n',
+        b'a,b,label\n1,"x,y",p,\n2,z,q,\n3,z,q,\n',
+        b'a,b,label,\n1,"x,y",p\n2,z,q\n3,z,q\n',
+    ],
+    ids=["hint", "blanks-before-quotes", "blank-lines", "ends-with-delimiters", "header-ends-with-one"],
+)
+def test_what_programs_do_to_a_csv_is_understood(data: bytes):
+    found = Read(data)
+
+    assert found.table.select("b", "label").to_dict(as_series=False) == {"b": ["x,y", "z", "z"], "label": ["p", "q", "q"]}
+    assert found.prepared.refused == {}
+
+
+def test_names_of_rows_that_no_header_names_are_a_column():
+    found = Read(b"x,label\n1,0.5,a\n2,0.25,b\n3,0.5,a\n")
+
+    assert (list(found.columns), found.columns["column_1"].reason, found.table.columns) == (["column_1", "x", "label"], "It numbers the rows.", ["x", "label"])
 
 
 # Targets
@@ -527,6 +557,30 @@ async def test_a_run_on_a_data_set_that_failed_fails_with_its_reason(service: Pr
 
     end = await failed(log, created)
     assert (end.code, "no rows" in end.message) == ("source_failed", True)
+
+
+async def test_two_that_begin_together_make_one_snapshot(service: Preparations, another: Preparations, storage: Storage, log: EventLog, origin: Origin):
+    created = await dataset(storage, log, origin, csv_of(3_000))
+
+    ends = await asyncio.gather(service.prepare(created), another.prepare(created), return_exceptions=True)
+
+    assert all(end is None or isinstance(end, HandedOver) for end in ends)
+    told = [fact.envelope.type for fact in await facts(log, created)]
+    assert (told.count("preparation.started"), told.count("preparation.produced"), told.count("preparation.completed")) == (1, 1, 1)
+    assert len(await storage.keys(f"{origin.tenant}/{job_id(created)}/")) == 2
+
+
+async def test_a_cancel_ends_the_reader_too(service: Preparations, storage: Storage, log: EventLog, origin: Origin, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(preparation, "HEARTBEAT", 0.05)
+    created = await dataset(storage, log, origin, csv_of(200_000, columns=8))
+
+    work = asyncio.create_task(service.prepare(created))
+    reader = await eventually(lambda: next((seen.pid for seen in children(os.getpid()) if b"datasets.confined.child" in seen.command), 0))
+    await cancel(log, created)
+    await within(5, work)
+
+    assert await names(log, created) == ["started", "cancelled"]
+    assert not lives(reader)
 
 
 async def test_runs_started_on_a_data_set_that_is_still_processing_wait_for_it(place: Servers, nc: Client, storage: Storage, log: EventLog, origin: Origin):

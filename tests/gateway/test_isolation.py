@@ -46,6 +46,7 @@ BODIES: dict[Operation, dict[str, Any]] = {
     ("POST", "/v2/users/{user_id}/credits"): {"json": {"amount": 1}},
     ("POST", "/datasets/upload"): {"files": {"file": ("mine.csv", b"a,b\n1,2\n")}, "data": {"name": "a stranger's own"}},
     ("POST", "/training/start"): {"json": {"dataset_id": str(uuid4()), "model_type": "mlp"}},
+    ("POST", "/models/{model_id}/predict"): {"json": {"input": [1.0]}},
     ("POST", "/webhooks"): {"json": {"url": "https://receiver.invalid/a-strangers-own", "events": ["training.completed"]}},
 }
 FOR_ADMINS = {("PATCH", "/v2/users/{user_id}"), ("POST", "/v2/users/{user_id}/credits")}

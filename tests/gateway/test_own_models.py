@@ -1,5 +1,6 @@
 """Models that were trained here are bases for others: found by their run, lent by its project, and nobody else's."""
 
+import asyncio
 import json
 import uuid
 from collections.abc import AsyncIterator
@@ -33,7 +34,9 @@ from libs.events.log import EventLog, Write
 from libs.runtime import bus
 from libs.storage import Storage
 from services.gateway.domain.jobs import run_id
+from services.gateway.domain.project import CANCELLED_AT_ONCE
 from tests.kit.eventually import eventually
+from tests.kit.gateway import client, running
 
 ROW = b'{"instruction": "Add 1 and 1.", "output": "2"}\n'
 FILES = ("adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "chat_template.jinja")
@@ -119,6 +122,13 @@ async def yard(api: httpx.AsyncClient, servers: Servers, storage: Storage) -> As
     yield Yard(api, {category: EventLog(nc, source=f"/{users[category]}") for category, nc in connections.items()}, storage)
     for nc in connections.values():
         await nc.close()
+
+
+@pytest.fixture(scope="module")
+async def another(servers: Servers) -> AsyncIterator[httpx.AsyncClient]:
+    with running(servers, label="gateway-2") as second:
+        async with client(second) as api:
+            yield api
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +229,39 @@ async def test_who_deletes_it_all_the_same_cancels_that_job(yard: Yard):
     assert isinstance(asked.event, JobCancelRequested)
 
 
+async def test_that_job_is_cancelled_however_much_else_goes_on(yard: Yard):
+    lender = await yard.project()
+    base = await yard.run(lender)
+    crowd = [f"00000000{str(uuid.uuid4())[8:]}" for _ in range(CANCELLED_AT_ONCE)]
+    for id in crowd:
+        await yard.say(JobCreated(job_id=id, kind="ingest", stages=["preparation"], inputs={}, project_id=lender))
+    job = (await yard.start(await yard.project(f"trainyard/{base}"))).json()["job_id"]
+    assert (await yard.api.delete(f"/projects/{lender}")).json()["context"]["job_ids"] == sorted([*crowd, job])
+
+    answer = await yard.api.delete(f"/projects/{lender}", params={"cancel": "true"})
+
+    assert answer.status_code == 204
+    assert await eventually(lambda: yard._logs["job"].read(f"ev.local.job.cancel_requested.{job}"))
+
+
+async def test_of_a_start_and_a_deletion_at_the_same_moment_one_sees_the_other_on_whichever_gateway(yard: Yard, another: httpx.AsyncClient):
+    seen: set[tuple[int, int]] = set()
+
+    async def deleted_after(looks: int, lender: str) -> httpx.Response:
+        for _ in range(looks):
+            await another.get(f"/projects/{lender}")
+        return await another.delete(f"/projects/{lender}")
+
+    for looks in range(8):
+        lender = await yard.project()
+        project = await yard.project(f"trainyard/{await yard.run(lender)}")
+
+        started, deleted = await asyncio.gather(yard.start(project), deleted_after(looks, lender))
+
+        seen.add((started.status_code, deleted.status_code))
+    assert seen <= {(202, 409), (400, 204)}
+
+
 async def test_a_base_that_is_gone_since_it_was_resolved_is_refused_at_the_start(yard: Yard):
     lender = await yard.project()
     project = await yard.project(f"trainyard/{await yard.run(lender)}")
@@ -240,6 +283,23 @@ async def test_a_base_whose_own_base_is_gone_says_so(yard: Yard):
 
     assert told["valid"] is False
     assert "deleted with its project" in told["warnings"][0]
+
+
+async def test_the_same_start_again_is_the_same_answer_also_when_the_base_can_be_none_any_more(yard: Yard):
+    lowest = await yard.project()
+    middle = await yard.project(f"trainyard/{await yard.run(lowest)}")
+    top = await yard.project(f"trainyard/{await yard.run(middle)}")
+    key = {"Idempotency-Key": str(uuid.uuid4())}
+    first = await yard.api.post(f"/projects/{top}/train/start", json={"method": "lora"}, headers=key)
+    await yard.completed(first.json()["job_id"], method="lora")
+    assert await eventually(lambda: yard.deleted(lowest))
+
+    again = await yard.api.post(f"/projects/{top}/train/start", json={"method": "lora"}, headers=key)
+    anew = await yard.start(top)
+
+    assert (again.status_code, again.json()) == (202, first.json())
+    assert (anew.status_code, anew.json()["error_code"]) == (400, "MODEL_NOT_USABLE")
+    assert "deleted with its project" in anew.json()["detail"]
 
 
 async def test_a_project_can_build_on_its_own_run(yard: Yard, storage: Storage):

@@ -257,11 +257,21 @@ def test_a_model_whose_project_was_deleted_meanwhile_is_refused(lenders: list[An
 def test_a_start_on_another_model_than_was_looked_up_is_looked_at_again():
     with pytest.raises(Conflicted):
         decide(given(evolve, CREATED, ADDED, RESOLVED), ON_OWN, lenders=[LENDER])
-    with pytest.raises(ModelNotUsable):
+    with pytest.raises(Conflicted):
         decide(given(evolve, CREATED, ADDED, OWN), START)
 
 
-@pytest.mark.parametrize(("config", "limit", "length"), [(512, 4096, 512), (8192, 4096, 4096), (8192, None, 8192), (10_000_000, None, 1_048_576)])
+def test_a_model_of_ours_that_can_be_none_any_more_is_refused_but_what_was_started_on_it_stays_started():
+    assert ON_OWN.own
+    gone = msgspec.structs.replace(ON_OWN, own=msgspec.structs.replace(ON_OWN.own, ancestors=[], unusable="it is gone"))
+    history = (CREATED, ADDED, OWN, ProjectRunStarted(project_id="p", job_id=ON_OWN.job_id))
+
+    with pytest.raises(ModelNotUsable, match="it is gone"):
+        decide(given(evolve, *history[:-1]), gone)
+    assert decide(given(evolve, *history), gone) == []
+
+
+@pytest.mark.parametrize(("config", "limit", "length"), [(512, 4096, 512), (8192, 4096, 4096), (8192, None, 8192), (10_000_000, None, 1_048_576), (512, 1, 8)])
 def test_rows_are_as_long_as_the_project_wants_and_the_model_can(config: int, limit: int | None, length: int):
     changed = ProjectUpdated(project_id="p", config={"max_seq_length": config})
     resolved = ProjectModelResolved(project_id="p", base_model_id="some/llama", model_info={**INFO, "max_position_embeddings": limit})

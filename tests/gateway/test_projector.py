@@ -19,13 +19,24 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
 from infra.embedded import Servers
-from libs.events import Claim, Event, JobCreated, PreparationCompleted, PreparationProduced, ProjectCreated, ProjectDeleted
+from libs.events import (
+    Claim,
+    Event,
+    JobCreated,
+    PreparationCompleted,
+    PreparationProduced,
+    ProjectCreated,
+    ProjectDeleted,
+    ProjectRunStarted,
+    ProjectWorkStarted,
+)
 from libs.events.catalog import encode, envelope
 from libs.events.log import EventLog, Misconfigured, RawFact, Write
 from libs.runtime import bus as runtime
 from services.gateway import migrations
 from services.gateway.loader import load_next
 from services.gateway.rebuild import rebuild
+from services.gateway.views import projects
 from services.gateway.views.database import LIVE, NEXT, connection, ensure_views, pool
 from services.gateway.views.rows import Batch, Change, Drop, Merge, Operation, Put
 from services.gateway.views.runner import BATCH, Fenced, apply
@@ -120,6 +131,34 @@ async def test_what_its_jobs_made_goes_with_a_project_however_many_they_were(her
     left = {f"stays-{n}" for n in range(20)}
     for table in ("parts", "objects"):
         assert {row["job_id"] for row in await here.db.fetch(f"select job_id from {table}")} == left, table
+
+
+async def test_work_that_a_project_was_told_of_goes_on_also_before_its_job_is_shown(here: World):
+    """The batch that begins it may reach the views in two pieces."""
+    scribe = Scribe(here.log)
+    works = [ProjectWorkStarted(project_id="p", job_id=kind, kind=kind) for kind in ("chunk", "generate", "lend")]
+    jobs = [
+        JobCreated(job_id=id, kind=kind, stages=["training"], inputs={}, project_id=project)
+        for id, kind, project in (("run", "train", "p"), ("chunk", "chunk", "p"), ("generate", "generate", "p"), ("lend", "train", "another"))
+    ]
+    await scribe.write(ProjectCreated(project_id="p", name="n"), ProjectRunStarted(project_id="p", job_id="run"), *works)
+    await scribe.write(*jobs)
+    facts = await everything(here.log)
+    session = await connection(here.url)
+    try:
+        await apply(session, facts[:5], 0, schema=LIVE, copy=True)
+        before, version = await projects.load(here.db, "local", "p")
+        await apply(session, facts[5:], 5, schema=LIVE, copy=True)
+        after, _ = await projects.load(here.db, "local", "p")
+    finally:
+        session.terminate()
+
+    assert before
+    assert after
+    assert version == 5
+    assert before.active_jobs == after.active_jobs == {"run", "chunk", "generate", "lend"}
+    assert before.works == after.works == {"run", "chunk", "generate"}
+    assert (before.run, before.chunking, before.generating) == ("run", "chunk", "generate")
 
 
 async def test_a_type_that_this_version_does_not_know_passes_by(here: World):

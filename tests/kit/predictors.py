@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from io import BytesIO
 from typing import Any
 from uuid import uuid4
 
@@ -9,10 +10,12 @@ import msgspec
 import numpy as np
 from nats.aio.client import Client
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from PIL import Image
 
 from libs.events import Claim
 from libs.prediction import SUBJECT, Answer, Question
 from libs.storage import Storage
+from services.training import images
 from services.training.features import Feature, Preparation, Target
 
 CLASSES = ["cat", "dog", "owl"]
@@ -44,6 +47,28 @@ def linear(*, width: int = 4, outputs: int = 3, seed: int = 0, hidden: int = 0) 
     return model([*nodes, end], weights, width=width, outputs=outputs).SerializeToString()
 
 
+def mean_colour(*, size: int = 32) -> bytes:
+    """Softmax of how red, green and blue an image is."""
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("Softmax", ["flat"], ["y"], axis=1),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["images", 3, size, size])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["images", 3])
+    return helper.make_model(helper.make_graph(nodes, "graph", [x], [y]), opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
+
+
+def of_images(*, size: int = 32) -> images.Preparation:
+    return images.Preparation(size=size, crop=1.0, resample="bilinear", mean=[0.0] * 3, std=[0.1] * 3, target="label", classes=["red", "green", "blue"])
+
+
+def png(colour: tuple[int, int, int] = (255, 0, 0), *, size: tuple[int, int] = (40, 30)) -> bytes:
+    file = BytesIO()
+    Image.new("RGB", size, colour).save(file, "PNG")
+    return file.getvalue()
+
+
 def model(nodes: Sequence[NodeProto], weights: Sequence[TensorProto], *, width: int = 4, outputs: int = 3, domains: Sequence[str] = ()) -> ModelProto:
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", width])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", outputs])
@@ -51,7 +76,7 @@ def model(nodes: Sequence[NodeProto], weights: Sequence[TensorProto], *, width: 
     return helper.make_model(helper.make_graph(list(nodes), "graph", [x], [y], list(weights)), opset_imports=imports, ir_version=10)
 
 
-async def stored(storage: Storage, tenant: str, *, onnx: bytes | None = None, prepared: Preparation | None = None) -> tuple[Claim, Claim]:
+async def stored(storage: Storage, tenant: str, *, onnx: bytes | None = None, prepared: Preparation | images.Preparation | None = None) -> tuple[Claim, Claim]:
     """Its ONNX and its preparation."""
     run = f"{tenant}/{uuid4()}"
     about = msgspec.json.encode(preparation() if prepared is None else prepared)

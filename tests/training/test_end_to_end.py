@@ -21,7 +21,7 @@ from libs.events import (
 )
 from libs.storage import Storage
 from services.training.children import ENTRY, PRELOAD
-from tests.kit import fits
+from tests.kit import fits, looks
 from tests.kit.eventually import eventually
 from tests.kit.servers import revive
 from tests.kit.training import Job, child, kill, service
@@ -127,15 +127,20 @@ async def test_a_fit_that_is_cancelled_stops_and_says_so(training: Process, new_
     assert end.step > 0
 
 
-async def test_a_fit_to_images_says_that_it_can_not_be_done_yet(training: Process, new_job: Callable[[], Job]):
+async def test_a_network_for_images_is_fitted_end_to_end_and_its_artifacts_are_stored(training: Process, new_job: Callable[[], Job]):
     job = new_job()
-    await job.create_with(msgspec.to_builtins(Fit(model_type="resnet18")), inputs={"dataset_id": "data", "source": "prepared"})
-    await job.prepare(b"PK\x03\x04")
+    fit = Fit(model_type="resnet18", smoke=True, pretrained=False, epochs=3, batch_size=8, image_size=32, learning_rate=0.005)
+    await job.create_with(msgspec.to_builtins(fit), inputs={"dataset_id": "data", "source": "prepared"})
+    await job.prepare(looks.archive(looks.squares()))
 
     end = await job.ended()
 
-    assert isinstance(end, TrainingFailed)
-    assert end.code == "images_not_yet"
+    assert isinstance(end, TrainingCompleted)
+    assert set(end.artifacts) >= {"model.safetensors", "model.onnx", "config.json", "preprocess.json", "images.py", "README.md"}
+    assert end.metrics["val_accuracy"] > 0.9
+    assert [event.metrics["epoch"] for event in await job.of(TrainingEvaluated)] == [1, 2, 3]
+    assert end.summary["architecture"]["input_shape"] == [32, 32, 3]
+    await job.whole()
 
 
 def _rows(count: int) -> bytes:

@@ -651,14 +651,19 @@ def test_a_model_with_an_adapter_in_its_folder_is_refused_as_not_what_it_is_call
 
 
 @pytest.mark.parametrize(
-    ("model", "why"), [("/nowhere/at/all", "no model in the folder"), ("../../etc", "neither a folder nor the name"), ("someone/something", "can't be reached")]
+    ("model", "code", "why"),
+    [
+        ("/nowhere/at/all", "model", "no model in the folder"),
+        ("../../etc", "model", "neither a folder nor the name"),
+        ("someone/something", "hub_unreachable", "can't be reached"),
+    ],
 )
-def test_a_model_that_is_not_there_is_refused_in_clear_words(tmp_path, cache, monkeypatch, model, why):
+def test_a_model_that_is_not_there_is_refused_in_clear_words(tmp_path, cache, monkeypatch, model, code, why):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
 
     failure, _ = refusal(tmp_path, cache, model)
 
-    assert failure.code == "model"
+    assert failure.code == code
     assert why in failure.message
 
 

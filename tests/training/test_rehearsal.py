@@ -353,6 +353,22 @@ async def test_a_process_that_is_killed_is_said_and_the_next_one_is_asked(traini
     assert seen(await after).sampled == 2
 
 
+async def test_who_asks_for_what_takes_forever_holds_up_nobody_elses_dry_run(training: Process, gateway: Client, cache: Path, tmp_path: Path):
+    base = with_template("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", cache, tmp_path / "base")
+    await eventually(lambda: child(training) is None)
+    endless = msgspec.structs.replace(question(kit.sums(3), base_model=base), workspace="one")
+    asked = [asyncio.create_task(told(gateway, endless)) for _ in range(2)]
+    first = await eventually(lambda: child(training))
+
+    answered = await told(gateway, msgspec.structs.replace(question(kit.sums(2)), workspace="another"))
+
+    assert seen(answered).sampled == 2
+    assert not any(one.done() for one in asked)
+    kill(first)
+    kill(await eventually(lambda: other if (other := child(training)) != first else None))
+    assert {answer.refusal.code for answer in await asyncio.gather(*asked) if answer.refusal} == {"service"}
+
+
 async def test_a_question_that_makes_no_sense_is_refused(gateway: Client):
     refused = (await told(gateway, {"rows": "many"})).refusal
 

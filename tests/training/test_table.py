@@ -27,6 +27,7 @@ from services.training.runner.course import Course
 from services.training.runner.outcome import Failure
 from services.training.trainers import table
 from tests.kit import fits
+from tests.kit.datasets import Read
 from tests.kit.finetunes import Told
 
 BOOSTED = {"model_type": "gradient_boosting", "learning_rate": 0.1, "epochs": 30}
@@ -194,7 +195,7 @@ def test_a_loss_that_is_no_number_any_more_ends_the_run_with_the_step(tmp_path):
     assert refused.value.code == "diverged"
 
 
-@pytest.mark.parametrize(("begins", "code"), [(b"PK\x03\x04", "images_not_yet"), (b"{}", "data")], ids=["images", "neither"])
+@pytest.mark.parametrize(("begins", "code"), [(b"PK\x03\x04", "model_type_unfit"), (b"{}", "data")], ids=["images", "neither"])
 def test_what_is_no_table_is_refused_by_its_first_bytes(tmp_path, begins, code):
     from services.training.runner import entry
     from services.training.runner.wishes import Wishes
@@ -226,6 +227,24 @@ def test_the_file_itself_says_what_is_asked_of_numbers(tmp_path):
     assert tables.read(path, Fit(model_type="mlp")).target.task == "regression"
     frame.write_parquet(path, metadata={"trainyard.columns": about, "trainyard.task": "classification"})
     assert tables.read(path, Fit(model_type="mlp")).target.classes == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize(("dataset_type", "task"), [("classification", "classification"), ("regression", "regression")])
+def test_what_the_datasets_service_makes_of_a_file_can_be_fitted_and_asked_as_the_file_has_it(tmp_path, dataset_type, task):
+    lines = ["size,colour,old,day,note,label"]
+    lines += [f"{n % 7 or ''},{('red', 'blue')[n % 2]},{('yes', 'no')[n % 3 == 0]},2024-0{1 + n % 9}-11,only here {n},{n % 7 // 2}" for n in range(200)]
+    snapshot = Read("\n".join(lines).encode() + b"\n", dataset_type=dataset_type, target="label").bytes
+
+    spec = fits.spec(tmp_path, fits.values(8), **BOOSTED)
+    Path(spec.snapshot).write_bytes(snapshot)
+    files = completed(fits.train(spec)).artifacts
+
+    preparation = msgspec.json.decode(Path(files["preprocess.json"]).read_bytes(), type=Preparation)
+    x = preparation.encode_rows([{"size": "6", "colour": "red", "old": "yes", "day": "2024-03-11"}, {"size": 1}])
+    answers = preparation.decode(portable.answered(Path(files["model.onnx"]), x))
+    assert preparation.target.task == task
+    assert {feature.name: feature.type for feature in preparation.features} == {"size": "integer", "colour": "category", "old": "boolean", "day": "date"}
+    assert [round(float(answer["prediction"])) for answer in answers] == [3, 0]
 
 
 # What is told

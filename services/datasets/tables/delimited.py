@@ -16,7 +16,8 @@ from . import readings
 from .source import Batch, count, named, place, too_many_columns
 
 PIECE = 8 * 1024 * 1024
-HEAD = 1024 * 1024
+HEAD = 4 * 1024 * 1024
+"""Bytes that tell how the rest is written: a header of the most and longest names fits."""
 LOOKED_AT = 200
 """Records of the head that tell how the rest is written."""
 LONGEST_RECORD = 4 * 1024 * 1024
@@ -95,7 +96,7 @@ class Delimited:
                 if self._header_fits:
                     frame = frame.slice(1)
                 else:
-                    refused = {**refused, "ragged": refused["ragged"] - 1}
+                    refused = Counter(refused) - Counter(ragged=1)
             yield Batch(frame, refused)
             piece = following
 

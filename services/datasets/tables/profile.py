@@ -28,7 +28,7 @@ ESTIMATED_FROM = 10_000
 GROUP_CELLS = 8_000_000
 """That are looked at together."""
 
-_ID = re.compile(r"(.*[\W_])?(id|index|idx|row|no|nr|number|#)|unnamed.*|column_1", re.IGNORECASE)
+_ID = re.compile(r"(?i:(?:.*[\W_])?(?:id|index|idx|row|no|nr|number|#)|unnamed.*|column_1)|.*[a-z](?:Id|ID)")
 
 Kind = Literal["integer", "numeric", "category", "boolean", "date", "text", "image"]
 

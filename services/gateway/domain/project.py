@@ -55,7 +55,7 @@ from services.gateway.domain.quota import Quota, Starter, charged
 
 MB = 1024 * 1024
 DATASET, DOCUMENT = "dataset_upload", "raw_doc"
-LONGEST = 1_048_576
+SHORTEST, LONGEST = 8, 1_048_576
 """Tokens of a row that anybody may ask for."""
 DELETED = "project deleted"
 OWN = "trainyard/"
@@ -64,6 +64,11 @@ LEND = "lend"
 """The work of a project whose run is the base of another project's job."""
 CANCELLED_AT_ONCE = 100
 """Jobs that are cancelled in one batch with their project's end, as far as a batch goes; the others are right behind it (reactions.py)."""
+
+
+def is_own(model_id: str) -> bool:
+    """Whether it was trained here."""
+    return model_id.startswith(OWN) and model_id != tiny.BASE
 
 
 class Project(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,6 +169,8 @@ class OwnBase(msgspec.Struct, frozen=True, kw_only=True):
     ancestors: list[Ancestor]
     root: str = ""
     root_revision: str = ""
+    unusable: str = ""
+    """Why nothing can be trained on it now."""
 
     @property
     def lenders(self) -> list[str]:
@@ -467,13 +474,13 @@ def planned(project: Project, command: StartTraining) -> FineTune:
     if not _sources(project):
         raise NoTrainingData(project_id=project.id)
     own = command.own
-    if own and own.model_id != project.base_model_id:
-        raise Conflicted
+    if (own.model_id if own else "") != (project.base_model_id if is_own(project.base_model_id) else ""):
+        raise Conflicted  # another model was looked up
+    if own and own.unusable:
+        raise ModelNotUsable(base_model_id=project.base_model_id, reason=own.unusable)
     base = {"base_model": project.base_model_id, "revision": project.revision, "method": command.method, "preset": command.preset, "smoke": command.smoke}
     if own:
         base |= {"ancestors": own.ancestors, "root": own.root, "root_revision": own.root_revision}
-    elif project.base_model_id.startswith(OWN) and project.base_model_id != tiny.BASE:
-        raise ModelNotUsable(base_model_id=project.base_model_id, reason="the run that it is of is not there any more")
     return msgspec.convert({"max_seq_length": row_length(project, project.model_info.get("max_position_embeddings"))} | command.hyperparams | base, FineTune)
 
 
@@ -492,7 +499,7 @@ def _sources(project: Project) -> list[Source]:
 
 def row_length(project: Project, context: int | None) -> int:
     """As the project's config wants it, as far as the model goes."""
-    return min(project.config.get("max_seq_length", 2048), context or LONGEST, LONGEST)
+    return max(SHORTEST, min(project.config.get("max_seq_length", 2048), context or LONGEST, LONGEST))
 
 
 def _export(project: Project, command: ExportRun) -> list[Event]:

@@ -145,9 +145,8 @@ async def load(db: asyncpg.Pool, tenant: str, dataset_id: str) -> tuple[Dataset 
     row = await db.fetchrow(
         """select d.*, f.id as file_id, f.filename, f.kind, f.mime_type, f.sha256, f.key, s.status, s.why,
                   array(select id from dataset_runs where dataset_id = d.id) as runs,
-                  array(select j.id from jobs j
-                         where (j.id = d.job_id or j.id in (select id from dataset_runs where dataset_id = d.id))
-                           and j.status not in ('succeeded', 'failed', 'cancelled')) as active_jobs
+                  array(select told.id from (select d.job_id union select id from dataset_runs where dataset_id = d.id) told (id)
+                         where not exists (select from jobs j where j.id = told.id and j.status in ('succeeded', 'failed', 'cancelled'))) as active_jobs
              from datasets d join datasets_seen s on s.id = d.id join files f on f.job_id = d.job_id
             where d.tenant = $1 and d.id = $2""",
         tenant,

@@ -279,6 +279,16 @@ async def all_of_project(db: asyncpg.Pool, tenant: str, project_id: str) -> list
     return [(row["id"], row["goes_on"]) for row in rows]
 
 
+async def going_on(db: asyncpg.Pool, tenant: str, ids: list[str]) -> list[str]:
+    """Those of the jobs that go on, and whose end nobody has asked for."""
+    rows = await db.fetch(
+        "select id from jobs where tenant = $1 and id = any($2) and status in ('queued', 'preparing', 'running') and not cancel_requested order by id",
+        tenant,
+        ids,
+    )
+    return [row["id"] for row in rows]
+
+
 async def load(db: asyncpg.Pool, tenant: str, job_id: str) -> tuple[Job | None, int]:
     row = await db.fetchrow(
         "select id, project_id, kind, stages, status, cancel_requested, created_at, version from jobs where tenant = $1 and id = $2", tenant, job_id

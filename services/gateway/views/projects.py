@@ -314,7 +314,8 @@ async def list_files(db: asyncpg.Pool, tenant: str, project_id: str, *, kind: st
 
 
 async def load(db: asyncpg.Pool, tenant: str, project_id: str) -> tuple[Project | None, int]:
-    """The state that decides, and the position it has. A job that has ended stays ended, so a stale answer only errs towards "busy"."""
+    """The state that decides, and the position it has. A job that has ended stays ended, so a stale answer only errs towards "busy".
+    A batch may have been projected in two pieces: work that the project was told of goes on, also where its job is not there yet."""
     row = await db.fetchrow(
         """select p.*,
                   (select json_agg(json_build_object('file_id', f.id, 'filename', f.filename, 'kind', f.kind, 'mime_type', f.mime_type,
@@ -322,8 +323,10 @@ async def load(db: asyncpg.Pool, tenant: str, project_id: str) -> tuple[Project 
                      from files f where f.project_id = p.id) as files,
                   (select json_agg(j.id) from jobs j
                     where j.project_id = p.id and j.status not in ('succeeded', 'failed', 'cancelled')) as active_jobs,
-                  (select json_agg(j.id) from jobs j
-                    where p.lent::text <> '{}' and j.id in (select json_object_keys(p.lent)) and j.status not in ('succeeded', 'failed', 'cancelled')) as lent_to,
+                  (select json_agg(told.id) from unnest(array[p.run, p.chunking, p.generating]) told (id)
+                    where told.id <> '' and not exists (select from jobs j where j.id = told.id)) as just_begun,
+                  (select json_agg(lent.id) from json_object_keys(p.lent) lent (id)
+                    where not exists (select from jobs j where j.id = lent.id and j.status in ('succeeded', 'failed', 'cancelled'))) as lent_to,
                   (select json_agg(j.id) from jobs j
                     where j.project_id = p.id and j.kind in ('ingest', 'generate')
                       and (j.status in ('failed', 'cancelled')
@@ -370,9 +373,9 @@ async def load(db: asyncpg.Pool, tenant: str, project_id: str) -> tuple[Project 
         created_at=row["created_at"],
         updated_at=row["updated_at"],
         files={file.file_id: file for file in held},
-        active_jobs=jobs("active_jobs") | jobs("lent_to"),
+        active_jobs=jobs("active_jobs") | jobs("just_begun") | jobs("lent_to"),
         barren_jobs=jobs("barren_jobs"),
-        works=jobs("works"),
+        works=jobs("works") | jobs("just_begun"),
         base_model_id=row["base_model_id"] or "",
         model_info=msgspec.json.decode(row["model_info"]) if row["model_info"] else {},
         revision=row["revision"],
@@ -382,9 +385,9 @@ async def load(db: asyncpg.Pool, tenant: str, project_id: str) -> tuple[Project 
         exporting=row["exporting"] or "",
         merging=row["merging"] or "",
         whole=bool(row["whole"]),
-        chunking=latest.get(CHUNK, ""),
+        chunking=row["chunking"],
         chunked=done.get(CHUNK, ""),
-        generating=latest.get(GENERATE, ""),
+        generating=row["generating"],
         generated=done.get(GENERATE, ""),
         previewing=latest.get(PREVIEW, ""),
         request=row["request"],

@@ -67,7 +67,9 @@ def _fitted(spec: FitSpec, tell: Callable[[Frame], None], wishes: Wishes) -> Fra
 
         return table.train(spec, tell, wishes)
     if holds_images(spec.snapshot):
-        raise Failure("images_not_yet", "This version fits models to tables only, and this data set holds images.")
+        from services.training.trainers import image
+
+        return image.train(spec, tell, wishes)
     raise Failure("data", "What was prepared of the data set is neither a table nor images. Upload it again.")
 
 

@@ -23,15 +23,22 @@ def by_class(table: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
 def of_classes(truth: NDArray[Any], probabilities: NDArray[Any], weights: NDArray[Any] | None = None) -> dict[str, float]:
     """Precision, recall and F1 are means over the classes that there are, each class counting alike."""
     classes = probabilities.shape[1]
-    table = confusion(truth, probabilities.argmax(axis=1), classes)
+    table = confusion(truth, np.ascontiguousarray(probabilities).argmax(axis=1), classes)
     present = table.sum(axis=1) > 0
-    means = {name: float(values[present].mean()) for name, values in by_class(table).items()}
+    among = max(1, np.count_nonzero(present))
+    means = {name: float(values[present].sum() / among) for name, values in by_class(table).items()}
     return {"loss": cross_entropy(truth, probabilities, weights), "accuracy": float(table.diagonal().sum() / len(truth)), **means}
+
+
+def of_learned(truth: NDArray[Any], probabilities: NDArray[Any], weights: NDArray[Any] | None = None) -> dict[str, float]:
+    """What is told of rows that were learned from: it must cost little."""
+    right = np.count_nonzero(np.ascontiguousarray(probabilities).argmax(axis=1) == truth)
+    return {"loss": cross_entropy(truth, probabilities, weights), "accuracy": float(right / len(truth))}
 
 
 def cross_entropy(truth: NDArray[Any], probabilities: NDArray[Any], weights: NDArray[Any] | None = None) -> float:
     each = -np.log(np.maximum(probabilities[np.arange(len(truth)), truth].astype(np.float64), FLOOR))
-    return float(np.average(each, weights=None if weights is None else weights[truth]))
+    return float(each.mean()) if weights is None else float(np.average(each, weights=weights[truth]))
 
 
 def of_values(truth: NDArray[Any], said: NDArray[Any], *, scale: float) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import zipfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -35,6 +35,7 @@ SHADING = 0.2
 
 Rows = NDArray[np.int64]
 Draw = Callable[[int], Pixels]
+Drawn = Generator[tuple[Rows, Pixels], None, None]
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -102,15 +103,15 @@ class Looking:
         self._known, self._preparation, self._seed = known, preparation, seed
         self._pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="decode")
 
-    def middles(self, pieces: Iterable[Rows]) -> Iterator[tuple[Rows, Pixels]]:
+    def middles(self, pieces: Iterable[Rows]) -> Drawn:
         """As they are looked at when nothing is learned."""
         return self._drawn(pieces, lambda index: self._preparation.middle(self._known.picture(index)))
 
-    def varied(self, pieces: Iterable[Rows], *, epoch: int) -> Iterator[tuple[Rows, Pixels]]:
+    def varied(self, pieces: Iterable[Rows], *, epoch: int) -> Drawn:
         """Otherwise in each epoch; how follows from the seed, the epoch and the image alone."""
         return self._drawn(pieces, lambda index: varied(self._known.picture(index), self._preparation, np.random.default_rng((self._seed, epoch, index))))
 
-    def _drawn(self, pieces: Iterable[Rows], draw: Draw) -> Iterator[tuple[Rows, Pixels]]:
+    def _drawn(self, pieces: Iterable[Rows], draw: Draw) -> Drawn:
         coming: deque[tuple[Rows, list[Future[Pixels]]]] = deque()
         try:
             for piece in pieces:

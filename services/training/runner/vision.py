@@ -31,7 +31,9 @@ HUB = {
 }
 """Whose weights the platform's own begin with."""
 MODEL_TYPES = tuple(HUB)
-FILES = ["config.json", "preprocessor_config.json", "*.safetensors"]
+SMALL = ["config.json", "preprocessor_config.json"]
+"""All but the weights."""
+SMOKE = "This is a smoke run: the network is a tiny random one of the same architecture."
 SCRATCH = "weights not reachable: trained from scratch"
 MOST_PARAMETERS = 450_000_000
 """Whose 32 bits each have room in one ONNX file."""
@@ -107,7 +109,7 @@ def head(network: PreTrainedModel, outputs: int) -> nn.Linear | None:
 def _own(fit: Fit, classes: list[str], cache: Path, progress: Progress) -> Found:
     notes: list[str] = []
     if fit.smoke:
-        notes.append("This is a smoke run: the network is a tiny one of the same architecture.")
+        notes.append(SMOKE)
     elif fit.pretrained:
         try:
             return _loaded(HUB[fit.model_type], fit, classes, cache, progress, patient=False)
@@ -139,7 +141,12 @@ def _tiny(fit: Fit) -> PretrainedConfig:
         case "vit":
             patch = max(4, fit.image_size // 8)
             return ViTConfig(
-                hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=fit.image_size - fit.image_size % patch, patch_size=patch
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=64,
+                image_size=fit.image_size - fit.image_size % patch,
+                patch_size=patch,
             )
         case "convnext":
             return ConvNextConfig(hidden_sizes=[8, 16, 32, 64], depths=[1, 1, 1, 1])
@@ -154,7 +161,7 @@ def _tiny(fit: Fit) -> PretrainedConfig:
 def _of_hub(fit: Fit, classes: list[str], cache: Path, progress: Progress) -> Found:
     if fit.pretrained:
         return _loaded(fit.model_type, fit, classes, cache, progress)
-    folder = _folder(fit.model_type, cache, progress, FILES[:-1])
+    folder = _folder(fit.model_type, cache, progress)
     config = _named(_classifier(fit.model_type, folder), classes)
     network = _built(config)
     look = _suited(fit.model_type, network, _look(folder, fit.image_size))
@@ -163,29 +170,34 @@ def _of_hub(fit: Fit, classes: list[str], cache: Path, progress: Progress) -> Fo
 
 def _smoke(fit: Fit, classes: list[str], cache: Path, progress: Progress) -> Found:
     """The real configuration made small, where it can be had."""
-    notes = ["This is a smoke run: the network is a tiny one of the same architecture."]
+    notes = [SMOKE]
     look = Look(fit.image_size, *map(list, IMAGENET))
     try:
-        folder = _folder(fit.model_type, cache, progress, FILES[:-1])
-        network = _built(_named(_shrunk(_classifier(fit.model_type, folder)), classes))
+        folder = _folder(fit.model_type, cache, progress)
+    except Unreachable as failure:
+        notes.append(f"Its architecture is that of resnet50. {failure.message}")
+        return Found(_built(_named(_tiny(fit), classes)), look, "", "", notes)
+    config = _classifier(fit.model_type, folder)
+    try:
+        network = _built(_named(_shrunk(config), classes))
         look = _suited(fit.model_type, network, _look(folder, fit.image_size))
-    except Failure as failure:
-        if failure.code not in ("hub_unreachable", "model"):
-            raise
-        if not isinstance(failure, Unreachable) and "tiny" not in failure.message:
-            raise
-        notes.append(f"Its architecture is that of resnet50: {failure.message}")
+    except Failure:  # not every combination of small numbers is a network
+        notes.append(f"Its architecture is that of resnet50: {config.model_type} can't be made small here.")
         network = _built(_named(_tiny(fit), classes))
     return Found(network, look, "", "", notes)
 
 
 def _loaded(name: str, fit: Fit, classes: list[str], cache: Path, progress: Progress, *, patient: bool = True) -> Found:
-    folder = _folder(name, cache, progress, FILES, patient=patient)
-    if not any(folder.glob("*.safetensors")):
-        raise Failure("model", f"{name} has no weights in the format safetensors. Pickle files run code when they are read, so they are never loaded.")
+    folder = _folder(name, cache, progress, patient=patient)
     config = _named(_classifier(name, folder), classes)
+    if (least := _parameters(config)) > MOST_PARAMETERS:
+        raise _too_large(least)
+    if not any(folder.glob("*.safetensors")):
+        folder = bases.downloaded(name, folder.name, cache, [*SMALL, "*.safetensors"], progress)
     stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    if (least := _parameters(config)) > bases.DENSEST * stored + 10_000 * len(classes):
+    if not stored:
+        raise Failure("model", f"{name} has no weights in the format safetensors. Pickle files run code when they are read, so they are never loaded.")
+    if least > bases.DENSEST * stored:
         raise Failure("model", f"The configuration of {name} asks for {least:,} weights, but its files have {stored:,} bytes only.")
     options: dict[str, Any] = {
         "config": config,
@@ -215,14 +227,15 @@ def _fitting(name: str, network: PreTrainedModel, folder: Path, fit: Fit) -> Fou
     return Found(network, look, name, folder.name, notes)
 
 
-def _folder(name: str, cache: Path, progress: Progress, patterns: list[str], *, patient: bool = True) -> Path:
+def _folder(name: str, cache: Path, progress: Progress, *, patient: bool = True) -> Path:
+    """With all but the weights, which may be there too."""
     if name.startswith("/"):
         raise Failure("model", f"{name} is a folder: name a model of the hub, like microsoft/resnet-50.")
     if not patient and (found := _at_hand(name, cache)):
         return found
     if not patient:
         _ask(name)
-    folder = bases.downloaded(name, "", cache, patterns, progress)
+    folder = bases.downloaded(name, "", cache, SMALL, progress)
     bases.check(name, folder)
     return folder
 
@@ -316,8 +329,12 @@ def _suited(name: str, network: PreTrainedModel, look: Look) -> Look:
 
 def _built(config: PretrainedConfig) -> PreTrainedModel:
     if (count := _parameters(config)) > MOST_PARAMETERS:
-        raise Failure("model", f"The network has {count:,} parameters; {MOST_PARAMETERS:,} are the most that a model of images can have here.")
+        raise _too_large(count)
     return bases.loaded("The network", lambda: AutoModelForImageClassification.from_config(config, dtype=torch.float32, trust_remote_code=False))
+
+
+def _too_large(count: int) -> Failure:
+    return Failure("model", f"The network has {count:,} parameters; {MOST_PARAMETERS:,} are the most that a model of images can have here.")
 
 
 def _parameters(config: PretrainedConfig) -> int:

@@ -45,6 +45,8 @@ LOOKED_AT = 4096
 """Rows that go through a network at once when nothing is learned."""
 TRIED = 1_000
 """Rows on which the saved model is compared with the trained one, and on which features are shuffled."""
+SAMPLED = 2_048
+"""Rows that gradient boosting learned from, on which it is measured after each round: to measure all of them would take a good part of the round's own time."""
 SHUFFLING = 10.0
 """Seconds for that."""
 
@@ -519,12 +521,19 @@ class Boosting:
     steps_per_epoch = 1
 
     def __init__(self, run: Run) -> None:
-        import lightgbm
+        try:
+            import lightgbm
+        except (ImportError, OSError) as error:
+            raise Failure("model", f"{BOOSTING} needs LightGBM, which can't be used here ({error}). Its operator can mend that; or take mlp.") from error
 
         fit, known = run.spec.fit, run.table
         self.lightgbm = lightgbm
         self.fit, self.known = fit, known
         self.notes: list[str] = []
+        self.sample = known.training
+        if len(known.training) > SAMPLED:
+            self.sample = np.sort(np.random.default_rng(fit.seed).choice(known.training, SAMPLED, replace=False))
+            self.notes.append(f"How well it does on rows that it learned from is measured on {SAMPLED:,} of them.")
         self.rounds = 0
         """Of the model that is kept."""
         self.booster: Any = None
@@ -555,20 +564,25 @@ class Boosting:
 
         training = part(known.training, categorical_feature=list(range(width - named, width)), params={"verbosity": -1})
         held_out = part(known.held_out, reference=training)
-        heard: dict[bool, course.Metrics] = {}
+        looked_at = training if self.sample is known.training else part(self.sample, reference=training)
+        heard: course.Metrics = {}
         began = time.perf_counter()
 
         def hear(answer: NDArray[Any], of: Any) -> list[Any]:
-            rows = known.training if of is training else known.held_out
-            heard[of is training] = run.judged(self._columns(answer), rows)
+            answer = self._columns(answer)
+            if of is held_out:
+                heard.update(run.held_out(answer))
+            elif known.classes:
+                heard.update(measures.of_learned(known.truth[self.sample], answer, run.weights))
+            else:
+                heard["loss"] = run.judged(answer, self.sample)["loss"]
             return []
 
         def after_round(env: Any) -> None:
             nonlocal began
             self.booster = env.model
-            metrics = {name: heard[True][name] for name in ("loss", "accuracy") if name in heard[True]}
-            run.stepped(metrics["loss"], rate=self.fit.learning_rate, rows=len(known.training), seconds=time.perf_counter() - began)
-            run.evaluated(metrics | {f"val_{name}": value for name, value in heard[False].items()})
+            run.stepped(heard["loss"], rate=self.fit.learning_rate, rows=len(known.training), seconds=time.perf_counter() - began)
+            run.evaluated(dict(heard))
             run.look_after()
             began = time.perf_counter()
             if run.course.over:
@@ -578,7 +592,7 @@ class Boosting:
             self.settings,
             training,
             num_boost_round=self.fit.epochs - run.course.epoch,
-            valid_sets=[training, held_out],
+            valid_sets=[looked_at, held_out],
             feval=hear,
             init_model=self.booster,
             callbacks=[after_round],

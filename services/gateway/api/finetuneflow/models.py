@@ -23,7 +23,7 @@ from services.gateway.api.requests import AnyRequest, answered, origin, tenant
 from services.gateway.commands import Commands
 from services.gateway.domain import vram
 from services.gateway.domain.errors import NotFound
-from services.gateway.domain.project import Project, ResolveModel, row_length
+from services.gateway.domain.project import Project, ResolveModel, is_own, row_length
 from services.gateway.hub import Hub, HubDown, Info, Model, NoSuchModel, NotAllowed, TokenRefused, Vram, well_formed
 from services.gateway.questions import NoAnswer, Questions
 from services.gateway.views import projects
@@ -86,7 +86,7 @@ async def resolve_model(
     if project is None or project.deleted:
         raise NotFound(what="Project", id=id)
     try:
-        if trained.is_own(data.model_id):
+        if is_own(data.model_id):
             model = (await trained.find(data.model_id, tenant=here, db=db, log=log, storage=storage, commands=commands, smoke=settings.smoke)).model
         else:
             model = await hub.describe(data.model_id)
@@ -159,7 +159,7 @@ def _not_found(model_id: str) -> Refused:
     context: dict[str, Any] = {}
     if model_id.startswith("/"):
         message = f"There is no folder '{model_id}' here that may be read: folders lie under those of TRAINYARD_SOURCE_ROOTS"
-    elif trained.is_own(model_id):
+    elif is_own(model_id):
         message = f"There is no run '{model_id}' here that has completed"
     else:
         message = f"Model '{model_id}' not found on HuggingFace Hub"

@@ -82,7 +82,7 @@ async def dry_run(
         raise ExamplesStillRead() if coming else NoTrainingData(project_id=id)
     if not rows:
         raise Refused(422, f"The examples are larger than the {LARGEST // 1024} KiB that a dry run looks at", code="examples_too_large")
-    seen = await _asked(questions, Question(tuning=tuning, rows=[_line(row) for row in rows], of=count, shown=shown), data)
+    seen = await _asked(questions, Question(tuning=tuning, rows=[_line(row) for row in rows], of=count, shown=shown, workspace=here))
     notes = ["More examples are still to come: files are being read, or examples made."] if coming else []
     return DryRun(
         **msgspec.structs.asdict(msgspec.structs.replace(seen, warnings=[*notes, *seen.warnings])),
@@ -111,7 +111,7 @@ def _line(row: Row) -> Line:
     return Line(id=row.id, split=row.split, format=row.format, data=row.data)
 
 
-async def _asked(questions: Questions, question: Question, data: DryRunAsked) -> Seen:
+async def _asked(questions: Questions, question: Question) -> Seen:
     try:
         answer = await questions.ask(SUBJECT, question, answer=Answer, patience=PATIENCE)
     except NoAnswer as error:

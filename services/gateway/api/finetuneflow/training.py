@@ -25,9 +25,9 @@ from services.gateway.api.problems import Refused
 from services.gateway.api.requests import AnyRequest, answered, fingerprint, new_id, origin, tenant
 from services.gateway.api.stopping import stop
 from services.gateway.commands import Commands
-from services.gateway.domain.errors import JobEnded, ModelNotUsable, NotFound
+from services.gateway.domain.errors import JobEnded, NotFound
 from services.gateway.domain.jobs import Job, Status, run_id
-from services.gateway.domain.project import OwnBase, Project, StartTraining
+from services.gateway.domain.project import OwnBase, Project, StartTraining, is_own
 from services.gateway.hub import NoSuchModel
 from services.gateway.live import Live
 from services.gateway.presets import Preset, presets
@@ -182,17 +182,16 @@ def wanted(data: TrainStart) -> dict[str, Any]:
 
 
 async def own_base(project_id: str, tenant: str, *, db: asyncpg.Pool, log: EventLog, storage: Storage, commands: Commands, smoke: bool) -> OwnBase | None:
-    """What the project's base is made of, where it was trained here and is there still."""
+    """What the project's base is made of, where it was trained here."""
     project, _ = await commands.newest(Project, project_id, tenant=tenant, known=await projects.load(db, tenant, project_id))
-    if project is None or not trained.is_own(project.base_model_id):
+    if project is None or not is_own(project.base_model_id):
         return None
     try:
         found = await trained.find(project.base_model_id, tenant=tenant, db=db, log=log, storage=storage, commands=commands, smoke=smoke)
     except NoSuchModel:
-        return None
-    if not found.model.info.valid:
-        raise ModelNotUsable(base_model_id=project.base_model_id, reason="; ".join(found.model.info.warnings))
-    return found.base
+        return OwnBase(tenant=tenant, model_id=project.base_model_id, ancestors=[], unusable="the run that it is of is not there any more")
+    info = found.model.info
+    return found.base if info.valid else msgspec.structs.replace(found.base, unusable="; ".join(info.warnings))
 
 
 def _preset(name: str) -> Preset:

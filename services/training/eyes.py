@@ -1,0 +1,98 @@
+"""Strangers' images are decoded in a process of their own, which is given little: what breaks it there ends only it."""
+
+import asyncio
+import logging
+import signal
+import struct
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from .children import Child, Children, Gone
+from .images import Pixels, Preparation
+from .reading import Wrong
+
+log = logging.getLogger(__name__)
+
+ENTRY = "services.training.runner.looking:run"
+PATIENCE = 20.0
+"""Seconds for what is shown at once."""
+LENGTH = struct.Struct("<I")
+
+
+class Shown(msgspec.Struct, frozen=True, kw_only=True):
+    preparation: Preparation
+    items: list[bytes]
+    are_json: bool
+    """Base64, or rows of pixels; else they are files."""
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    pixels: bytes = b""
+    """Of all, [size, size, 3] each."""
+    wrong: int = 0
+    message: str = ""
+    """What is wrong with that one; empty: nothing."""
+
+
+class Eyes:
+    def __init__(self, children: Children) -> None:
+        self._children = children
+        self._turn = asyncio.Lock()
+        self._child: Child | None = None
+
+    async def look(self, preparation: Preparation, items: Sequence[bytes], *, are_json: bool) -> Pixels:
+        """Raises Wrong, with the place among these."""
+        async with self._turn:
+            try:
+                seen = await self._look(Shown(preparation=preparation, items=list(items), are_json=are_json))
+            except _Blinded as error:
+                if len(items) == 1:
+                    log.warning("an image that can't be decoded: %s", error)
+                    raise Wrong(0, "", "the image takes too long or too much memory to decode, or breaks its decoder") from None
+                seen = None
+        if seen is None:  # one of them did it
+            alone: list[Pixels] = []
+            for n, item in enumerate(items):
+                try:
+                    alone.append(await self.look(preparation, [item], are_json=are_json))
+                except Wrong as error:
+                    raise Wrong(n, error.at, str(error)) from None
+            return np.concatenate(alone)
+        if seen.message:
+            raise Wrong(seen.wrong, "", seen.message)
+        return np.frombuffer(seen.pixels, dtype=np.uint8).reshape(len(items), preparation.size, preparation.size, 3)
+
+    def close(self) -> None:
+        self._end()
+
+    async def _look(self, shown: Shown) -> Seen:
+        """Whoever is cancelled in the middle leaves nobody an answer that isn't his."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                if self._child is None:
+                    self._child = await self._children.start(None, entry=ENTRY, environ={"CUDA_VISIBLE_DEVICES": ""}, offline=True)
+                    self._reader, self._writer = await asyncio.open_unix_connection(sock=self._child.sock)
+                body = msgspec.msgpack.encode(shown)
+                self._writer.write(LENGTH.pack(len(body)))
+                self._writer.write(body)
+                await self._writer.drain()
+                (length,) = LENGTH.unpack(await self._reader.readexactly(LENGTH.size))
+                return msgspec.msgpack.decode(await self._reader.readexactly(length), type=Seen)
+        except (TimeoutError, asyncio.IncompleteReadError, OSError, Gone) as error:
+            self._end()
+            raise _Blinded(f"{type(error).__name__}: {error}") from error
+        except BaseException:
+            self._end()
+            raise
+
+    def _end(self) -> None:
+        if self._child:
+            self._child.signal(signal.SIGKILL)
+            self._writer.close()
+            self._child = None
+
+
+class _Blinded(Exception):
+    """The process ended, or had to be ended."""
