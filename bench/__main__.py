@@ -24,6 +24,7 @@ BENCHES = {
     "examples": [],
     "generation": [],
     "chunking": [],
+    "predict": [],
     "tables": [],
     "llm": [],
     "tables_fit": [],

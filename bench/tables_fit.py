@@ -86,7 +86,7 @@ def answers(spec: FitSpec, unseen: pl.DataFrame) -> float:
 
 
 def peer(made: Made, unseen: pl.DataFrame) -> float:
-    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.ensemble import HistGradientBoostingClassifier  # pyright: ignore[reportMissingImports]  # a peer: `make bench` alone installs it
 
     def x(frame: pl.DataFrame) -> NDArray[Any]:
         named = [frame[name].cast(pl.Enum(sorted(set(made.frame[name])))).to_physical().to_numpy() for name in made.categories]

@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from libs.tiny import BASE
+
 from . import loading, merging
 from .documents import base_revision, final, initial, tokens_per_second
 from .markdown import code, table, text
@@ -39,7 +41,7 @@ def _head(run: Run, *, whole: bool) -> Iterator[str]:
     base = run.tuning.root if run.tuning.ancestors else run.tuning.base_model
     snapshot = run.preparation.snapshot
     fields: list[tuple[str, Any]] = [
-        ("base_model", base if _HUB_ID.fullmatch(base) else ""),
+        ("base_model", base if _HUB_ID.fullmatch(base) and base != BASE else ""),
         ("base_model_relation", "finetune" if whole else "adapter"),
         ("library_name", "transformers" if whole else "peft"),
         ("pipeline_tag", "text-generation"),
@@ -76,7 +78,8 @@ def _use(run: Run, merged: bool) -> Iterator[str]:
 
 def _data(run: Run) -> Iterator[str]:
     snapshot, splits = run.preparation.snapshot, run.preparation.splits
-    named = [text(file.filename) for source in run.sources if (file := run.files.get(source.job_id))]
+    files = [file for source in run.sources if (file := run.files.get(source.job_id))]
+    named = [text(file.filename) for file in (*files, *run.documents)]
     rows = [
         ("Rows", ", ".join(f"{count:,} {text(split)}" for split, count in sorted(splits.items(), reverse=True)) or "—"),
         ("Snapshot, sha256", code(snapshot.sha256) if snapshot else "—"),
@@ -124,7 +127,8 @@ def _training(run: Run) -> Iterator[str]:
 
 def _limits(run: Run) -> Iterator[str]:
     known = cautions(run)
-    known.append("Held-out rows are of the same origin as those it was trained on: the figures say little about other text.")
+    if run.preparation.splits.get("eval"):
+        known.append("Held-out rows are of the same origin as those it was trained on: the figures say little about other text.")
     known.append(f"It was trained on rows of at most {run.tuning.max_seq_length:,} tokens.")
     if run.tuning.method == "qlora":
         known.append("It was trained on a base model in 4 bits. On the base model in 16 bits it answers a little differently.")

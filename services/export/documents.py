@@ -4,7 +4,7 @@ from typing import Any
 
 import msgspec
 
-from libs.events import TrainingEvaluated
+from libs.events import File, TrainingEvaluated
 
 from .curve import Curve
 from .run import Run
@@ -37,7 +37,7 @@ def training_config(run: Run) -> bytes:
                 "sources": [
                     {"job_id": source.job_id, "file_id": source.file_id, "filename": file.filename, "sha256": file.sha256}
                     if (file := run.files.get(source.job_id))
-                    else {"job_id": source.job_id, "file_id": source.file_id}
+                    else {"job_id": source.job_id, "file_id": source.file_id, "documents": [_known(document) for document in run.documents]}
                     for source in run.sources
                 ],
             },
@@ -46,7 +46,7 @@ def training_config(run: Run) -> bytes:
             "micro_batches_reduced": [{"step": one.step, "micro_tokens": one.micro_tokens} for one in run.reduced],
             "facts": {"job.created": run.created.id, "training.completed": run.completed_id},
             "versions": run.summary.get("versions", {}),
-            "base_config": run.summary.get("base_config", {}),
+            **({"base_config": config} if (config := run.summary.get("base_config")) else {}),  # else it is a file of its own
         }
     )
 
@@ -67,6 +67,10 @@ def metrics(run: Run, curve: Curve) -> bytes:
             "loss_curve": {"steps_per_point": curve.every, "points": curve.points},
         }
     )
+
+
+def _known(document: File) -> dict[str, str]:
+    return {"file_id": document.file_id, "filename": document.filename, "sha256": document.sha256}
 
 
 def base_revision(run: Run) -> str:

@@ -43,6 +43,8 @@ T = TypeVar("T")
 
 HEARTBEAT = 2.0
 """Seconds between looks at the log while nothing else happens, and at least between two facts about progress."""
+KEPT = 64 * 1024 * 1024
+"""Bytes of files that are held in memory until they are checked: heads and settings."""
 
 _step = msgspec.json.Decoder(Step)
 
@@ -129,6 +131,8 @@ class Export:
         copies |= {name: Copy(name, claim, passed=passed) for name, claim in made.items()}
         for copy in copies.values():
             await self._watched(copy.make(self._storage))
+            if sum(len(copy.kept) for copy in copies.values()) > KEPT:
+                raise Refused("does_not_load", f"The heads of the files of weights and the settings take more than {KEPT:,} bytes.")
         return copies
 
     async def _curve(self, steps: Claim) -> Curve:

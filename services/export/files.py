@@ -1,6 +1,7 @@
 """Which files an export has: those that a training left and that loading needs, and those that are written here."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from libs.events import Claim
@@ -33,18 +34,25 @@ def chosen(artifacts: Mapping[str, Claim], *, method: str) -> tuple[dict[str, Cl
     if missing := [name for name in needed(method) if name not in artifacts]:
         raise Refused("incomplete", f"The training left no {' and no '.join(missing)}, so there is nothing that could be loaded.")
     along = {name: artifacts[name] for name in sorted(artifacts) if _NAME.fullmatch(name) and name.endswith(_KINDS)}
-    taken = [name.lower() for name in (*along, *OURS, ARCHIVE)]
-    if twice := sorted({name for name in taken if taken.count(name) > 1}):
-        raise Refused("name_taken", f"Two files of the export would be called {', '.join(twice)}.")
+    _check_apart((*along, *OURS, ARCHIVE))
     return along, sorted(artifacts.keys() - along.keys())
 
 
 def merged(artifacts: Mapping[str, Claim]) -> dict[str, Claim]:
     """The files of the merged model, in order: all, or nothing could be loaded."""
-    along = {name: artifacts[name] for name in sorted(artifacts) if name.startswith(MERGED) and _NAME.fullmatch(name.removeprefix(MERGED))}
+    named = [name for name in sorted(artifacts) if name.startswith(MERGED) and _NAME.fullmatch(name.removeprefix(MERGED))]
+    along = {name: artifacts[name] for name in named if name.endswith(_KINDS) and name.removeprefix(MERGED) not in ADAPTER}
     if f"{MERGED}config.json" not in along or not shards(along):
         raise Refused("incomplete", "The merge left no whole model, so there is nothing that could be loaded.")
+    _check_apart(along)
     return along
+
+
+def _check_apart(names: Iterable[str]) -> None:
+    """Also where capitals make no difference."""
+    taken = Counter(name.lower() for name in names)
+    if twice := sorted(name for name, count in taken.items() if count > 1):
+        raise Refused("name_taken", f"Two files of the export would be called {', '.join(twice)}.")
 
 
 def shards(names: Iterable[str]) -> list[str]:

@@ -41,7 +41,9 @@ class Exports:
             await self._run(created)
 
     async def give_up_merged(self, completed: Recorded, error: Exception) -> None:
-        await self.give_up(await self._created(completed), error)
+        created = await self._created(completed)
+        if _ours(created, first=False):
+            await self.give_up(created, error)
 
     async def give_up(self, created: Recorded, error: Exception) -> None:
         message = f"The model could not be exported because of a fault in the platform ({type(error).__name__}). Its log says more; the operator can mend it."

@@ -26,6 +26,14 @@ _ASKED = (
 
 
 def adapter(run: Run) -> Iterator[str]:
+    if run.tuning.smoke:
+        yield (
+            f"The adapter is of a smoke run: it belongs to a tiny random model that was made for the run (`base_config.json` tells its sizes) and is not kept. On "
+            f"{text(run.tuning.base_model)} **it doesn't load**."
+        )
+        if not run.merged:
+            yield 'Export it with `{"merged": true}` to get a whole model that loads.'
+        return
     if run.tuning.ancestors:
         yield from _on_top(run)
         return

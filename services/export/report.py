@@ -166,8 +166,9 @@ def _lineage(run: Run) -> Iterator[str]:
     yield table(
         ["File", "sha256", "Read by job"],
         [
-            [text(file.filename), code(file.sha256), code(source.job_id)] if (file := run.files.get(source.job_id)) else ["—", "—", code(source.job_id)]
+            [text(file.filename), code(file.sha256), code(source.job_id)] if file else ["—", "—", code(source.job_id)]
             for source in run.sources
+            for file in ([run.files.get(source.job_id)] if source.file_id else run.documents or [None])
         ],
     )
 

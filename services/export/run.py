@@ -12,6 +12,7 @@ from libs.events import (
     ExampleMarked,
     File,
     FineTune,
+    GenerateInputs,
     JobCreated,
     PreparationCompleted,
     ProjectCreated,
@@ -35,10 +36,12 @@ from libs.events import (
     story,
 )
 from libs.events.log import EventLog
-from libs.sources import of_project
+from libs.sources import GENERATE, of_project
 
 from .refused import Refused
 
+DOCUMENT = "raw_doc"
+"""The kind of files that are cut into chunks."""
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,200}")
 
 
@@ -71,6 +74,8 @@ class Run(msgspec.Struct, kw_only=True):
     """Whose rows it learned from."""
     files: dict[str, File] = {}
     """By the ingest job that read them."""
+    documents: list[File] = []
+    """Of which the examples were made, where a generate job is among the sources."""
 
     @property
     def seconds(self) -> float:
@@ -86,6 +91,7 @@ async def read(event_log: EventLog, *, tenant: str, job_id: str, project_id: str
     """Facts behind `until` are left out: who reads again after a crash reads the same."""
     run = _fold(await _facts(event_log, story(tenant, job_id), until), project_id)
     run.sources = run.inputs.sources or await of_project(event_log, tenant, project_id, position=run.created.seq)
+    cut = await _when_cut(event_log, tenant, run)
     for fact in await _facts(event_log, Address(tenant=tenant, category="project", key=(project_id,)).guard, until):
         match fact.event:
             case ProjectCreated(name=name):
@@ -94,15 +100,34 @@ async def read(event_log: EventLog, *, tenant: str, job_id: str, project_id: str
                 run.project_name = name
             case ProjectFilesAdded(files=files):
                 run.files |= {file.job_id: file for file in files}
+                run.documents += [file for file in files if file.kind == DOCUMENT and fact.seq < cut]
             case ProjectModelResolved(base_model_id=model, model_info=info) if model == run.tuning.base_model:
                 run.licence = str(info.get("license") or "")
-            case ProjectFileDeleted(file_id=file_id, job_id=ingest) if any(ingest == source.job_id or file_id == source.file_id for source in run.sources):
+            case ProjectFileDeleted(file_id=file_id) if fact.seq < run.created.seq:
+                run.documents = [file for file in run.documents if file.file_id != file_id]
+            case ProjectFileDeleted(file_id=file_id, job_id=ingest) if any(
+                ingest == source.job_id or file_id == source.file_id for source in run.sources
+            ) or any(file_id == file.file_id for file in run.documents):
                 _withhold(run, {_example(sample) for told in run.samples for sample in told.samples})
             case _:
                 continue
     shown = {_example(sample) for told in run.samples for sample in told.samples}
     _withhold(run, {id for id in shown if _TOKEN.fullmatch(id) and await _hidden(event_log, tenant, project_id, id, until)})
     return run
+
+
+async def _when_cut(event_log: EventLog, tenant: str, run: Run) -> int:
+    """Where the job was created that cut documents into what its examples were made of; 0 where they were not."""
+    for source in run.sources:
+        for generate in await event_log.read(_founding(tenant, source.job_id)):
+            if isinstance(generate.event, JobCreated) and generate.event.kind == GENERATE:
+                chunks = msgspec.convert(generate.event.inputs, GenerateInputs).chunks
+                return max((cut.seq for cut in await event_log.read(_founding(tenant, chunks))), default=0)
+    return 0
+
+
+def _founding(tenant: str, job_id: str) -> str:
+    return Address(tenant=tenant, category="job", key=(job_id,)).under("created")
 
 
 async def merge_of(event_log: EventLog, *, tenant: str, job_id: str) -> TrainingCompleted:

@@ -5,6 +5,9 @@ from typing import Any
 from .markdown import text
 from .run import Run
 
+SMOKE = "This is a smoke run"
+"""As the trainer's own warning begins, which says no more than ours."""
+
 
 def method(run: Run) -> str:
     match run.tuning.method:
@@ -21,6 +24,7 @@ def cautions(run: Run) -> list[str]:
     warnings = run.summary.get("warnings")
     said = [text(str(warning), most=500) for warning in warnings] if isinstance(warnings, list) else []
     if run.tuning.smoke:
+        said = [warning for warning in said if not warning.startswith(SMOKE)]
         said.insert(0, "**The weights are worthless.** This was a smoke run: the base model was replaced by a tiny random one of the same architecture.")
     if not run.preparation.splits.get("eval"):
         said.append("No rows were held out, so nothing says how the model does on text that it was not trained on.")

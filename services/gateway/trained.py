@@ -7,7 +7,7 @@ import msgspec
 
 from libs.events import Address, Ancestor, Claim, FineTune, JobCreated, TrainingCompleted
 from libs.events.log import EventLog
-from libs.storage import Missing, Storage
+from libs.storage import Damaged, Missing, Storage
 from services.gateway import hub
 from services.gateway.commands import Commands
 from services.gateway.domain.project import OWN, OwnBase, Project
@@ -74,8 +74,9 @@ async def _model(base: OwnBase, completed: TrainingCompleted, known: dict[str, A
     weights = (WEIGHTS if last.method == "full" else ADAPTER)[0] in completed.artifacts
     try:
         data = await storage.get(config) if config and config.size <= hub.CONFIG else b""
-    except Missing:
-        data, obstacles = b"", [*obstacles, "Its files are not in the object store any more"]
+    except (Missing, Damaged) as error:
+        what = "are damaged in the object store" if isinstance(error, Damaged) else "are not in the object store any more"
+        data, obstacles = b"", [*obstacles, f"Its files {what}"]
     licence, parameters = known.get("license"), known.get("num_parameters")
     return hub.judged(base.model_id, data, safetensors=weights, license=licence, parameters=parameters, obstacles=obstacles)
 

@@ -119,7 +119,7 @@ class Attempt:
             except Missing:
                 raise order.gone(name) from None
             except Spoiled:
-                raise order.damaged from None
+                raise order.spoiled(name) from None
         common = Assignment(
             job_id=self._job_id,
             attempt=self._number,

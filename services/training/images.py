@@ -57,7 +57,7 @@ class Preparation(msgspec.Struct, frozen=True, kw_only=True):
     def scaled(self, pixels: Pixels) -> NDArray[np.float32]:
         mean, std = (np.array(values, dtype=np.float32) for values in (self.mean, self.std))
         x = (pixels.astype(np.float32) / 255 - mean) / std
-        return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+        return np.ascontiguousarray(x.transpose(0, 3, 1, 2), dtype=np.float32)
 
     def decode(self, output: NDArray[Any]) -> list[dict[str, Any]]:
         """A class, how sure the model is of it, and what it makes of the others."""

@@ -39,11 +39,15 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
 
     def gone(self, name: str) -> Hopeless:
         """Why it can't be done without this file."""
+        return self._of_base(name, "is not in the object store any more") or self.missing
+
+    def spoiled(self, name: str) -> Hopeless:
+        return self._of_base(name, "is damaged in the object store") or self.damaged
+
+    def _of_base(self, name: str, why: str) -> Hopeless | None:
         if self.tuning is None or not name.startswith(ANCESTOR):
-            return self.missing
-        return Hopeless(
-            "model_gone", f"{self.tuning.base_model} can't be loaded: what one of the runs that it is made of left is not in the object store any more."
-        )
+            return None
+        return Hopeless("model_gone", f"{self.tuning.base_model} can't be loaded: what one of the runs that it is made of left {why}.")
 
 
 def takes(told: Story) -> bool:

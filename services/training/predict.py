@@ -57,6 +57,8 @@ class Predictions:
         try:
             await asyncio.get_running_loop().create_future()
         finally:
+            with suppress(nats.errors.Error, OSError):
+                await self._questions.unsubscribe()
             for task in self._answering:
                 task.cancel()
             await asyncio.gather(*self._answering, return_exceptions=True)

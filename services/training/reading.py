@@ -20,6 +20,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 Value = float | int | str | bool | None
 _row = msgspec.json.Decoder(list[Value] | dict[str, Value])
+_numbers = msgspec.json.Decoder(list[float])
 _anything = msgspec.json.Decoder()
 
 
@@ -49,6 +50,7 @@ class Reader:
         self._farthest = preparation.farthest or _LARGEST
         first = np.cumsum([0, *(len(feature.means) for feature in measured)])
         self._indicated = [int(first[n]) for n, feature in enumerate(measured) if feature.indicator]
+        self._all_numbers = all(feature.type in ("integer", "numeric") for feature in preparation.features)
         self.width = preparation.width
 
     def read(self, inputs: Sequence[msgspec.Raw]) -> tuple[NDArray[np.float32], list[str]]:
@@ -57,32 +59,44 @@ class Reader:
         numbers: list[list[float]] = []
         codes: list[list[float]] = []
         for row, raw in enumerate(inputs):
-            given = _decoded(row, raw)
-            values = given if isinstance(given, list) else self._by_place(row, given)
-            if len(values) != len(self._names):
-                raise Wrong(row, "", f"{len(values)} values came where {len(self._names)} are expected: {_listed(self._names)}")
-            place = 0
-            try:
-                line: list[float] = []
-                for place, read, is_date in self._measured:
-                    if is_date:
-                        line += read(values[place])
-                    else:
-                        line.append(read(values[place]))
-                numbers.append(line)
-                if self._named:
-                    line = []
-                    for place, categories in self._named:
-                        line.append(code := categories(value := values[place]))
-                        if not code and value not in (None, "") and len(notes) < MOST_NOTES:
-                            notes.append(
-                                f"{self._names[place]}: {str(value)[:100]!r} is none of the values that the model has learned from; it counts as unknown"
-                            )
-                    codes.append(line)
-            except Unfit as error:
-                at = f"[{place}]" if isinstance(given, list) else f".{self._names[place]}"
-                raise Wrong(row, at, str(error)) from None
-        return self._scaled(np.array(numbers, dtype=np.float64), codes), list(dict.fromkeys(notes))
+            if self._all_numbers and (known := self._just_numbers(raw)) is not None:
+                numbers.append(known)
+            else:
+                self._read(row, raw, numbers, codes, notes)
+        return self._scaled(np.array(numbers, dtype=np.float64), codes), list(dict.fromkeys(notes)) if notes else notes
+
+    def _just_numbers(self, raw: msgspec.Raw) -> list[float] | None:
+        """What most rows are, in a tenth of the time."""
+        try:
+            found = _numbers.decode(raw)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return None
+        return found if len(found) == len(self._names) else None
+
+    def _read(self, row: int, raw: msgspec.Raw, numbers: list[list[float]], codes: list[list[float]], notes: list[str]) -> None:
+        given = _decoded(row, raw)
+        values = given if isinstance(given, list) else self._by_place(row, given)
+        if len(values) != len(self._names):
+            raise Wrong(row, "", f"{len(values)} values came where {len(self._names)} are expected: {_listed(self._names)}")
+        place = 0
+        try:
+            line: list[float] = []
+            for place, read, is_date in self._measured:
+                if is_date:
+                    line += read(values[place])
+                else:
+                    line.append(read(values[place]))
+            numbers.append(line)
+            if self._named:
+                line = []
+                for place, categories in self._named:
+                    line.append(code := categories(value := values[place]))
+                    if not code and value not in (None, "") and len(notes) < MOST_NOTES:
+                        notes.append(f"{self._names[place]}: {str(value)[:100]!r} is none of the values that the model has learned from; it counts as unknown")
+                codes.append(line)
+        except Unfit as error:
+            at = f"[{place}]" if isinstance(given, list) else f".{self._names[place]}"
+            raise Wrong(row, at, str(error)) from None
 
     def _by_place(self, row: int, given: dict[str, Value]) -> list[Value]:
         if given.keys() != self._known:
@@ -95,10 +109,12 @@ class Reader:
         return [given[name] for name in self._names]
 
     def _scaled(self, found: NDArray[np.float64], codes: list[list[float]]) -> NDArray[np.float32]:
-        gone = np.isnan(found)
-        indicators = gone[:, self._indicated] if self._indicated else None
-        if self._medians is not None and gone.any():
-            found = np.where(gone, self._medians, found)
+        indicators = None
+        if self._indicated or found.size and math.isnan(found.sum()):
+            gone = np.isnan(found)
+            indicators = gone[:, self._indicated] if self._indicated else None
+            if self._medians is not None:
+                found = np.where(gone, self._medians, found)
         found -= self._means
         found /= self._scales
         np.minimum(found, self._farthest, out=found)

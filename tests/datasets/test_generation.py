@@ -198,6 +198,19 @@ async def test_without_a_model_the_text_itself_gives_the_examples_and_that_is_sa
     assert set(files) == {"file-0", "file-1"}
 
 
+@pytest.mark.parametrize(("train_share", "told"), [(0.999, True), (1.0, False), (0.001, False)], ids=["by chance", "as asked", "all held out"])
+async def test_where_nothing_fell_to_evaluation_it_is_said(
+    service: Preparations, storage: Storage, log: EventLog, origin: Origin, train_share: float, told: bool
+):
+    chunks = await chunked(log, storage, origin, stories(3))
+    created = await generate_job(log, origin, chunks, num_examples=6, examples_per_chunk=2, train_share=train_share)
+
+    await work(service, created)
+
+    end = await complete(log, storage, created, of=6)
+    assert any("held out" in note for note in end.notes) is told
+
+
 @pytest.mark.parametrize("task_type", ["qa", "instruction", "summarization", "chat"])
 async def test_each_kind_of_task_comes_in_the_form_of_its_format(service: Preparations, storage: Storage, log: EventLog, origin: Origin, task_type: str):
     chunks = await chunked(log, storage, origin, stories(3))

@@ -20,6 +20,7 @@ from libs.events import (
     PreparationStarted,
     ProjectCreated,
     ProjectFilesAdded,
+    ProjectWorkStarted,
     Recorded,
     TrainingAttemptLost,
     TrainingBatchReduced,
@@ -67,6 +68,8 @@ class Trained:
     steps: list[str] = field(
         default_factory=lambda: [json.dumps({"step": n, "attempt": 1, "train_loss": 6 / n, "learning_rate": 1e-4}) for n in range(1, STEPS + 1)]
     )
+    document: str = ""
+    """The id of a document of which examples were made too."""
     summary: dict[str, Any] = field(
         default_factory=lambda: {
             "base_config": CONFIG,
@@ -108,6 +111,8 @@ class Trained:
         before = {"prompt": f"Say {HOSTILE}", "completion": f"gibberish {HOSTILE}", "expected": "nothing"}
         after = {**before, "completion": f"as told {HOSTILE}"}
         await self._append(ProjectCreated(project_id=self.project_id, name=self.project_name), ProjectFilesAdded(project_id=self.project_id, files=[file]))
+        if self.document:
+            await self._generated()
         await self._append(self._job("train", ["preparation", "training"], msgspec.to_builtins(inputs), self.spec))
         await self._append(
             PreparationStarted(**job),
@@ -126,6 +131,23 @@ class Trained:
             TrainingSampled(**job, attempt=2, step=STEPS, samples=[after]),
         )
         return self
+
+    async def _generated(self) -> None:
+        """Of the one document; another one came when that had been cut into chunks already."""
+        chunk, generate = str(uuid.uuid4()), str(uuid.uuid4())
+        book, later = (
+            File(file_id=id, filename=name, kind="raw_doc", mime_type="text/plain", size=3, sha256=hashlib.sha256(name.encode()).hexdigest(), key="k")
+            for id, name in ((self.document, f"book {HOSTILE}.txt"), (str(uuid.uuid4()), "later.txt"))
+        )
+        await self.add_to_project(ProjectFilesAdded(project_id=self.project_id, files=[book]))
+        await self._append(self._job("chunk", ["preparation"], {"project_id": self.project_id}, {}, job_id=chunk))
+        await self.add_to_project(ProjectFilesAdded(project_id=self.project_id, files=[later]))
+        await self._append(self._job("generate", ["preparation"], {"project_id": self.project_id, "chunks": chunk}, {}, job_id=generate))
+        await self.add_to_project(ProjectWorkStarted(project_id=self.project_id, job_id=generate, kind="generate"))
+
+    async def add_to_project(self, event: Event) -> None:
+        told = await self.log.read(address(self.origin.tenant, event))
+        await self.log.append([Write(events=[event], after=told[-1].seq)], origin=self.origin)
 
     async def completed(self) -> "Trained":
         await self.told()

@@ -1,8 +1,11 @@
 """The model card and what it shows: for whoever has nothing but the folder."""
 
+import json
 import re
+import uuid
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 from markdown_it import MarkdownIt
@@ -21,6 +24,7 @@ from libs.events.log import EventLog, Write
 from libs.storage import Storage
 from services.export import exporting, run
 from services.export.card import card
+from services.export.documents import training_config
 from services.export.handlers import Exports
 from services.export.verification import Question, Verdict
 from tests.export.stories import HOSTILE, STEPS, Trained
@@ -66,14 +70,14 @@ def shown(page: bytes) -> str:
 
 
 async def test_its_head_is_yaml_that_no_name_can_break_and_its_words_obey_nobody(log: EventLog, trained: Trained):
-    trained.spec |= {"base_model": 'someone/"model: [x]\n---\n# ' + HOSTILE, "smoke": True}
+    trained.spec |= {"base_model": 'someone/"model: [x]\n---\n# ' + HOSTILE}
     await trained.completed()
 
     page = card(await read(log, trained))
 
     told = head(page)
     assert (told["library_name"], told["base_model_relation"], "base_model" in told) == ("peft", "adapter", False)
-    assert told["tags"] == ["trainyard", "lora", "text-generation", "smoke"]
+    assert told["tags"] == ["trainyard", "lora", "text-generation"]
     assert (told["trainyard"]["training_job"], len(told["trainyard"]["snapshot_sha256"])) == (trained.job_id, 64)
     html = shown(page)
     assert not any(tag in html for tag in ("<script", "<img", "<a ", "<pre><code>#"))
@@ -81,7 +85,7 @@ async def test_its_head_is_yaml_that_no_name_can_break_and_its_words_obey_nobody
     assert [line[4:-5] for line in html.splitlines() if line.startswith("<h2")] == [
         *("How to load it", "What it was trained on", "Results", "What it says", "How it was trained", "Limits")
     ]
-    for words in ("The weights are worthless", "gibberish", "as told", "-92.0%", "learning_rate", "licence is not known", "BASE_MODEL"):
+    for words in ("gibberish", "as told", "-92.0%", "learning_rate", "licence is not known", "BASE_MODEL"):
         assert words in html
 
 
@@ -149,6 +153,40 @@ async def test_of_a_file_that_was_deleted_since_nothing_is_shown(log: EventLog, 
     assert "gibberish" in card(found).decode()
     assert "gibberish" not in page
     assert "as told" not in page
+
+
+async def test_documents_of_which_examples_were_made_are_named_and_once_deleted_nothing_of_them_is_shown(log: EventLog, trained: Trained):
+    trained.document = str(uuid.uuid4())
+    await trained.completed()
+    found = await read(log, trained)
+    await trained.add_to_project(ProjectFileDeleted(project_id=trained.project_id, file_id=trained.document, key="k"))
+
+    before, after = card(found).decode(), card(await read(log, trained)).decode()
+
+    assert [file.filename.partition(" ")[0] for file in found.documents] == ["book"]
+    assert [name in before for name in (", book ", "later.txt", "gibberish")] == [True, False, True]
+    assert [words in after for words in ("gibberish", "as told")] == [False, False]
+    assert "Left out: 1 " in after
+    told = json.loads(training_config(found))["data"]["sources"]
+    assert [[document["file_id"] for document in source.get("documents", [])] for source in told] == [[], [trained.document]]
+
+
+async def test_of_a_smoke_run_without_held_out_rows_nothing_is_said_twice(log: EventLog, trained: Trained):
+    trained.spec |= {"smoke": True}
+    trained.summary |= {"warnings": ["This is a smoke run: the base model was replaced by a tiny random one, so the weights are worthless."]}
+    await trained.completed()
+    found = await read(log, trained)
+    found.preparation = msgspec.structs.replace(found.preparation, splits={"train": 100})
+
+    page = card(found).decode()
+
+    assert head(page.encode())["tags"] == ["trainyard", "lora", "text-generation", "smoke"]
+    assert page.count("The weights are worthless") == page.count("a tiny random one") == 1
+    assert "it doesn't load" in page
+    assert "PeftModel" not in page
+    assert "No rows were held out" in page
+    assert "Held-out rows are of the same origin" not in page
+    assert "base_model" not in head(page.encode())  # the hub has no such model
 
 
 async def test_it_is_in_every_export_and_the_same_each_time(

@@ -150,6 +150,27 @@ async def test_its_progress_goes_on_where_the_merge_ended(
     assert shares[-1] <= 1.0
 
 
+async def test_the_heads_of_many_files_are_not_held_without_end(
+    service: Exports, log: EventLog, trained: Trained, asked: list[Question], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(exporting, "KEPT", 30)
+    created, merge = await trained.merge({f"model-0000{n}-of-00003.safetensors": EMPTY for n in (1, 2, 3)} | {"config.json": b"{}"})
+
+    await service.export_merged(merge)
+
+    end = (await told(log, created))[-1]
+    assert isinstance(end, ExportFailed)
+    assert end.code == "does_not_load"
+
+
+async def test_a_fault_at_a_training_that_is_no_stage_of_an_export_ends_no_export(service: Exports, log: EventLog, trained: Trained):
+    facts = await log.read(story(trained.origin.tenant, trained.job_id))
+
+    await service.give_up_merged(facts[-1], ValueError())
+
+    assert not await told(log, facts[0])
+
+
 def test_weights_in_several_files_are_one_model(workshop: Workshop):
     """By the real check: together they are all that the configuration asks for, and none of them is there twice."""
     config = json.loads((workshop.folder / "model" / "config.json").read_bytes())
@@ -171,3 +192,14 @@ def test_a_merge_without_weights_or_settings_is_no_model():
             merged(dict.fromkeys(names, claim))
     names = {"merged/config.json", "merged/model.safetensors"}
     assert set(merged(dict.fromkeys(names | {"merged/../x.json", "merged/a/b.json"}, claim))) == names
+
+
+def test_of_a_merge_nothing_goes_along_that_is_run_or_takes_the_place_of_something_else():
+    claim = Claim(key="k", sha256="0" * 64, size=1)
+    names = {"merged/config.json", "merged/model.safetensors"}
+    odd = {f"merged/{name}" for name in ("README.md", "modeling.py", "pytorch_model.bin", "run.sh", "adapter_config.json")}
+
+    assert set(merged(dict.fromkeys(names | odd, claim))) == names
+    with pytest.raises(Refused, match="Two files") as refused:
+        merged(dict.fromkeys(names | {"merged/Config.json"}, claim))
+    assert refused.value.code == "name_taken"

@@ -224,6 +224,13 @@ async def test_a_run_goes_from_its_start_to_its_results_and_its_model(api: httpx
     assert (await api.get(f"/models/{model['id']}/download/model.safetensors")).content == b"weights"
 
 
+async def test_trees_are_fitted_with_a_step_of_their_own_where_nobody_says_otherwise(api: httpx.AsyncClient, ready: dict[str, Any]):
+    usual = await started(api, ready, model_type="gradient_boosting", hyperparameters={})
+    chosen = await started(api, ready, model_type="gradient_boosting", hyperparameters={"learning_rate": 0.02})
+
+    assert [run["hyperparameters"]["learning_rate"] for run in (usual, chosen)] == [0.1, 0.02]
+
+
 async def test_models_count_up_by_their_kind_and_a_deleted_ones_number_is_not_given_again(api: httpx.AsyncClient, ready: dict[str, Any], work: Work):
     async def model() -> dict[str, Any]:
         run = await started(api, ready, model_type="mlp")

@@ -1,6 +1,7 @@
 """Models that were trained here are bases for others: found by their run, lent by its project, and nobody else's."""
 
 import asyncio
+import io
 import json
 import uuid
 from collections.abc import AsyncIterator
@@ -300,6 +301,20 @@ async def test_the_same_start_again_is_the_same_answer_also_when_the_base_can_be
     assert (again.status_code, again.json()) == (202, first.json())
     assert (anew.status_code, anew.json()["error_code"]) == (400, "MODEL_NOT_USABLE")
     assert "deleted with its project" in anew.json()["detail"]
+
+
+async def test_a_base_whose_files_are_damaged_says_so(yard: Yard, storage: Storage):
+    project = await yard.project()
+    job = await yard.run(project)
+    (completed,) = await yard._logs["training"].read(f"ev.local.training.completed.{job}")
+    assert isinstance(completed.event, TrainingCompleted)
+    key = completed.event.artifacts["base_config.json"].key
+    storage._client.put_object(storage._bucket, key, io.BytesIO(b"{}"), 2)
+
+    told = (await yard.resolve(project, f"trainyard/{job}")).json()
+
+    assert told["valid"] is False
+    assert "damaged" in told["warnings"][0]
 
 
 async def test_a_project_can_build_on_its_own_run(yard: Yard, storage: Storage):

@@ -81,7 +81,8 @@ def make(api: httpx.AsyncClient, log: EventLog, storage: Storage) -> Make:
         files = await kit.stored(storage, HERE, **what)
         fit, inputs = Fit(model_type="mlp"), {"dataset_id": str(uuid4()), "source": str(uuid4())}
         await say(log, JobCreated(job_id=job, kind="train", stages=["preparation", "training"], inputs=inputs, spec=msgspec.to_builtins(fit)))
-        artifacts = dict(zip(("model.onnx", "preprocess.json"), files, strict=True)) if what.get("onnx") != b"" else {"model.txt": files[1]}
+        names = ("model.onnx", "preprocess.json") if what.get("onnx") != b"" else ("model.txt", "card.md")
+        artifacts: dict[str, Claim] = dict(zip(names, files, strict=True))
         await say(log, TrainingCompleted(job_id=job, attempt=1, step=1, artifacts=artifacts, steps=files[1], metrics={"val_accuracy": 1.0}))
         await eventually(lambda: _there(api, job))
         return job
@@ -222,7 +223,9 @@ async def test_what_does_not_fit_the_model_is_refused_with_its_field(answering: 
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b'{"input": [NaN]}', b'{"input": [Infinity, 1, 1, 1]}', b'{"input": [1e999, 1, 1, 1]}', b'{"input": "\xff"}', b"[" * 100_000]
+    "body",
+    [b"", b"{", b"[]", b'{"input": [NaN]}', b'{"input": [Infinity, 1, 1, 1]}', b'{"input": [1e999, 1, 1, 1]}', b'{"input": "\xff"}', b"[" * 100_000],
+    ids=map(str, range(8)),
 )
 async def test_what_is_no_json_is_refused(answering: None, make: Make, api: httpx.AsyncClient, body: bytes):
     answer = await api.post(f"/models/{await make()}/predict", content=body, headers={"Content-Type": "application/json"})

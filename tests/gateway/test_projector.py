@@ -22,11 +22,13 @@ from infra.embedded import Servers
 from libs.events import (
     Claim,
     Event,
+    File,
     JobCreated,
     PreparationCompleted,
     PreparationProduced,
     ProjectCreated,
     ProjectDeleted,
+    ProjectFilesAdded,
     ProjectRunStarted,
     ProjectWorkStarted,
 )
@@ -141,23 +143,28 @@ async def test_work_that_a_project_was_told_of_goes_on_also_before_its_job_is_sh
         JobCreated(job_id=id, kind=kind, stages=["training"], inputs={}, project_id=project)
         for id, kind, project in (("run", "train", "p"), ("chunk", "chunk", "p"), ("generate", "generate", "p"), ("lend", "train", "another"))
     ]
-    await scribe.write(ProjectCreated(project_id="p", name="n"), ProjectRunStarted(project_id="p", job_id="run"), *works)
+    file = File(
+        file_id="f", filename="a.jsonl", kind="dataset_upload", mime_type="application/jsonl", size=1, sha256="0" * 64, key="local/p/0", job_id="ingest"
+    )
+    added = ProjectFilesAdded(project_id="p", files=[file])
+    await scribe.write(ProjectCreated(project_id="p", name="n"), added, ProjectRunStarted(project_id="p", job_id="run"), *works)
     await scribe.write(*jobs)
     facts = await everything(here.log)
     session = await connection(here.url)
     try:
-        await apply(session, facts[:5], 0, schema=LIVE, copy=True)
+        await apply(session, facts[:6], 0, schema=LIVE, copy=True)
         before, version = await projects.load(here.db, "local", "p")
-        await apply(session, facts[5:], 5, schema=LIVE, copy=True)
+        await apply(session, facts[6:], 6, schema=LIVE, copy=True)
         after, _ = await projects.load(here.db, "local", "p")
     finally:
         session.terminate()
 
     assert before
     assert after
-    assert version == 5
+    assert version == 6
     assert before.active_jobs == after.active_jobs == {"run", "chunk", "generate", "lend"}
     assert before.works == after.works == {"run", "chunk", "generate"}
+    assert before.read_by_run == after.read_by_run == {"ingest"}
     assert (before.run, before.chunking, before.generating) == ("run", "chunk", "generate")
 
 

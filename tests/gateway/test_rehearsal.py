@@ -121,7 +121,7 @@ async def test_the_answer_is_what_was_seen_with_all_that_a_run_would_use_and_not
     assert (told["base_model_id"], told["method"], told["smoke"]) == (BASE, "lora", False)
     assert told["hyperparams"].items() >= {"rank": 4, "epochs": 2, "max_seq_length": 512}.items()
     assert (question.tuning.lora_r, question.tuning.num_epochs, question.tuning.max_seq_length) == (4, 2, 512)
-    assert (question.of, question.shown) == (3, None)
+    assert (question.of, question.shown, question.workspace) == (3, None, "local")
     assert await footprint(log, servers) == before
 
 

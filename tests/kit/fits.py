@@ -96,13 +96,18 @@ def train(spec: FitSpec, *, on: Callable[[Frame, Any], None] = lambda frame, wis
 def leisurely(sock: socket.socket, spec: Any) -> None:
     """A run's process that keeps a checkpoint often, and takes its time, so that there is something to interrupt."""
     from services.training.runner import entry
-    from services.training.trainers import table
+    from services.training.trainers import image, table
 
     class Leisurely(table.Run):
         def look_after(self) -> None:
             time.sleep(0.01)
             super().look_after()
 
-    table.KEEP_EVERY = 0.1
-    table.Run = Leisurely
+    class Dreamy(image.Run):
+        def look_after(self) -> None:
+            time.sleep(0.01)
+            super().look_after()
+
+    table.KEEP_EVERY = image.KEEP_EVERY = 0.1
+    table.Run, image.Run = Leisurely, Dreamy
     entry.run(sock, spec)

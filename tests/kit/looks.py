@@ -51,7 +51,17 @@ def spec(folder: Path, data: bytes, *, attempt: int = 1, resume: str = "", cache
     folder.mkdir(exist_ok=True)
     snapshot = folder / "snapshot"
     snapshot.write_bytes(data)
-    wanted = {"model_type": "resnet18", "smoke": True, "pretrained": False, "epochs": 3, "batch_size": 8, "image_size": 32, "seed": 1, "learning_rate": 0.005, **fit}
+    wanted = {
+        "model_type": "resnet18",
+        "smoke": True,
+        "pretrained": False,
+        "epochs": 3,
+        "batch_size": 8,
+        "image_size": 32,
+        "seed": 1,
+        "learning_rate": 0.005,
+        **fit,
+    }
     return FitSpec(
         job_id="job",
         attempt=attempt,

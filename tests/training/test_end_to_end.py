@@ -127,20 +127,23 @@ async def test_a_fit_that_is_cancelled_stops_and_says_so(training: Process, new_
     assert end.step > 0
 
 
-async def test_a_network_for_images_is_fitted_end_to_end_and_its_artifacts_are_stored(training: Process, new_job: Callable[[], Job]):
-    job = new_job()
-    fit = Fit(model_type="resnet18", smoke=True, pretrained=False, epochs=3, batch_size=8, image_size=32, learning_rate=0.005)
-    await job.create_with(msgspec.to_builtins(fit), inputs={"dataset_id": "data", "source": "prepared"})
-    await job.prepare(looks.archive(looks.squares()))
+async def test_a_killed_network_for_images_is_the_one_of_an_undisturbed_run(training: Process, new_job: Callable[[], Job]):
+    fit = Fit(model_type="resnet18", smoke=True, pretrained=False, epochs=6, patience=0, batch_size=8, image_size=32, learning_rate=0.002)
+    undisturbed, killed = new_job(), new_job()
+    for job in (undisturbed, killed):
+        await job.create_with(msgspec.to_builtins(fit), inputs=msgspec.to_builtins(FitInputs(dataset_id="data", source="prepared")))
+        await job.prepare(looks.archive(looks.squares()))
+    await undisturbed.completed(patience=60)
+    await killed.checkpointed()
+    kill(child(training))
+    first, second = await undisturbed.completed(), await killed.completed(patience=60)
 
-    end = await job.ended()
-
-    assert isinstance(end, TrainingCompleted)
-    assert set(end.artifacts) >= {"model.safetensors", "model.onnx", "config.json", "preprocess.json", "images.py", "README.md"}
-    assert end.metrics["val_accuracy"] > 0.9
-    assert [event.metrics["epoch"] for event in await job.of(TrainingEvaluated)] == [1, 2, 3]
-    assert end.summary["architecture"]["input_shape"] == [32, 32, 3]
-    await job.whole()
+    assert (await killed.of(TrainingStarted))[1].resumed_from > 0
+    assert await undisturbed.curve(first.steps) == await killed.curve(second.steps)
+    assert (first.metrics, first.artifacts["model.safetensors"].sha256) == (second.metrics, second.artifacts["model.safetensors"].sha256)
+    assert {"model.onnx", "config.json", "preprocess.json", "images.py", "README.md"} <= set(second.artifacts)
+    assert {event.metrics["epoch"] for event in await killed.of(TrainingEvaluated)} == set(range(1, 7))
+    await killed.whole()
 
 
 def _rows(count: int) -> bytes:

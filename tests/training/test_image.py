@@ -52,9 +52,13 @@ def unsaved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image.Run, "_save", lambda self, folder: shutil.copy(Path(self.spec.snapshot), folder / "model") and {})
 
 
-def artifacts(told: Told) -> dict[str, Path]:
+def completed(told: Told) -> Completed:
     assert isinstance(told.end, Completed)
-    return {name: Path(path) for name, path in told.end.artifacts.items()}
+    return told.end
+
+
+def artifacts(told: Told) -> dict[str, Path]:
+    return {name: Path(path) for name, path in completed(told).artifacts.items()}
 
 
 def preparation(told: Told) -> Preparation:
@@ -71,7 +75,7 @@ def refusal(folder: Path, data: bytes = SQUARES, **fit: Any) -> Failure:
 
 
 def test_red_and_blue_squares_are_told_apart_after_some_epochs(learned):
-    said = learned.end.metrics
+    said = completed(learned).metrics
 
     assert said["val_accuracy"] > 0.9
     assert set(said) == {"train_loss", "train_accuracy", "val_loss", "val_accuracy", "val_precision", "val_recall", "val_f1_score"}
@@ -94,7 +98,7 @@ def test_steps_are_told_with_the_images_that_they_learned_from(learned):
 
 
 def test_the_summary_tells_the_architecture_the_confusion_and_each_class(learned):
-    summary = learned.end.summary
+    summary = completed(learned).summary
     report = summary["report"]
 
     assert (summary["rows"], summary["epochs"]) == (32, 4)
@@ -116,7 +120,7 @@ def _weights(told: Told) -> dict[str, torch.Tensor]:
 def test_other_architectures_learn_too(tmp_path, unsaved, model_type):
     told = looks.train(looks.spec(tmp_path, SQUARES, model_type=model_type, epochs=4))
 
-    assert told.end.metrics["val_accuracy"] > 0.9
+    assert completed(told).metrics["val_accuracy"] > 0.9
 
 
 def test_of_each_class_the_same_share_is_held_out_and_always_the_same_images(tmp_path):
@@ -149,11 +153,11 @@ def test_balanced_classes_count_alike_though_one_is_rare(tmp_path, unsaved):
 def test_a_run_ends_early_and_keeps_the_best_epoch(tmp_path, unsaved):
     told = looks.train(looks.spec(tmp_path, SQUARES, epochs=60, patience=2, learning_rate=0.02))
     losses = [frame.metrics["val_loss"] for frame in told.of(Evaluated)]
-    summary = told.end.summary
+    summary = completed(told).summary
 
     assert summary["ended_early"]
     assert len(losses) == summary["epochs"] == summary["report"]["best_epoch"] + 2
-    assert told.end.metrics["val_loss"] == min(losses)
+    assert completed(told).metrics["val_loss"] == min(losses)
 
 
 # ---- how it goes on
@@ -309,7 +313,7 @@ def test_pixels_as_json_has_them_are_an_image():
 
 @pytest.mark.parametrize("values", [[], [[[1, 2]]], [[[1, 2, 300]]], [[["a", 0, 0]]], [[[1, 2, 3]], [[1, 2]]], "abc", [[[float("nan"), 0, 0]]]])
 def test_what_are_no_pixels_is_refused_in_words(values):
-    with pytest.raises(Unfit, match="pixels|Pixels"):
+    with pytest.raises(Unfit, match="ixels"):
         images.drawn(values)
 
 
@@ -400,7 +404,7 @@ def test_the_onnx_file_answers_as_the_trained_network_for_any_number_of_images(l
             expected = torch.softmax(model(pixel_values=torch.from_numpy(x)).logits, dim=1).numpy()
         assert answered == pytest.approx(expected, abs=1e-5)
 
-    assert learned.end.summary["verified"]["largest_difference"] < 1e-3
+    assert completed(learned).summary["verified"]["largest_difference"] < 1e-3
     assert model.config.id2label == {0: "blue", 1: "red"}
 
 
@@ -448,7 +452,8 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models by name as a hub has them."""
     place = tmp_path_factory.mktemp("hub")
     torch.manual_seed(7)
-    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 32, 64], depths=[1, 1, 1, 1], layer_type="basic", num_labels=5)
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16, 32, 64], depths=[1, 1, 1, 1], layer_type="basic")
+    config.num_labels = 5
     small = ResNetForImageClassification(config)
     small.save_pretrained(place / "someone/small")
     (place / "someone/small/preprocessor_config.json").write_text(
@@ -464,7 +469,9 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(place / "someone/small", place / "someone/endless")
     (place / "someone/endless/config.json").write_text(json.dumps(told | {"depths": [10**9, 1, 1, 1]}))
     shutil.copytree(place / "someone/small", place / "someone/huge")
-    (place / "someone/huge/config.json").write_text(json.dumps(told | {"hidden_sizes": [8, 16, 32, 10**6]}))
+    (place / "someone/huge/config.json").write_text(json.dumps(told | {"hidden_sizes": [8, 16, 32, 2000]}))
+    shutil.copytree(place / "someone/small", place / "someone/huger")
+    (place / "someone/huger/config.json").write_text(json.dumps(told | {"hidden_sizes": [8, 16, 32, 10**6]}))
     shutil.copytree(place / "someone/small", place / "someone/lacking")
     (place / "someone/lacking/config.json").write_text(json.dumps(told | {"depths": [1, 1, 1, 3]}))
     ViTConfig(hidden_size=768, num_hidden_layers=12, image_size=48, patch_size=16).save_pretrained(place / "someone/vit")
@@ -554,7 +561,7 @@ def test_a_resumed_run_does_not_ask_the_hub_again(tmp_path, hub, unsaved):
 
     assert len(hub) == asked
     assert [step.loss for step in (*first.of(Step), *again.of(Step))] == [step.loss for step in whole.of(Step)]
-    assert again.end.summary["report"]["base_model"] == "someone/small"
+    assert completed(again).summary["report"]["base_model"] == "someone/small"
 
 
 def test_without_the_hub_a_run_of_the_platforms_own_starts_from_scratch_and_says_so(tmp_path, unsaved, monkeypatch):
@@ -563,7 +570,7 @@ def test_without_the_hub_a_run_of_the_platforms_own_starts_from_scratch_and_says
 
     told = looks.train(looks.spec(tmp_path, SQUARES, smoke=False, pretrained=True, epochs=1))
 
-    (note,) = told.end.summary["report"]["notes"]
+    (note,) = completed(told).summary["report"]["notes"]
     assert note.startswith("weights not reachable: trained from scratch")
     assert "http://127.0.0.1:9" in note
 
@@ -576,6 +583,7 @@ def test_without_the_hub_a_run_of_the_platforms_own_starts_from_scratch_and_says
         ("someone/coded", "model", "brings its own code along"),
         ("someone/endless", "model", "1,000,000,003 layers"),
         ("someone/huge", "model", "asks for"),
+        ("someone/huger", "model", "are the most"),
         ("someone/lacking", "model", "lacks weights"),
         ("someone/else", "model_not_found", "hub has no model"),
         ("/etc/passwd", "model", "is a folder"),

@@ -217,6 +217,36 @@ def test_without_the_memory_for_it_nothing_is_loaded(spec: RunSpec, unloaded: No
     assert failure.value.code == "oom"
 
 
+@pytest.mark.parametrize(
+    ("folder", "names", "cached"),
+    [
+        (".", ("memory.max", "memory.current"), ("inactive_file", "active_file")),
+        ("memory", ("memory.limit_in_bytes", "memory.usage_in_bytes"), ("total_inactive_file", "total_active_file")),
+    ],
+    ids=["v2", "v1"],
+)
+def test_files_that_are_only_cached_take_no_memory(tmp_path: Path, folder: str, names: tuple[str, str], cached: tuple[str, str]):
+    """Else a base that was fetched a moment ago would fill a container's memory, and nothing could be merged in it."""
+    (tmp_path / folder).mkdir(exist_ok=True)
+    for name, content in zip((*names, "memory.stat"), ("1000", "990", f"anon 90\n{cached[0]} 600\n{cached[1]} 300"), strict=True):
+        (tmp_path / folder / name).write_text(content + "\n")
+
+    assert merge.free_memory(tmp_path) == 910
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")], ids=["python", "pytorch"])
+def test_memory_that_ends_while_it_loads_is_said_and_no_fault_of_the_model(spec: RunSpec, monkeypatch: pytest.MonkeyPatch, error: Exception):
+    def load(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(merge.AutoModelForCausalLM, "from_pretrained", load)
+
+    with pytest.raises(Failure, match="too small to merge") as failure:
+        merged(spec)
+
+    assert failure.value.code == "oom"
+
+
 def test_without_the_disk_for_it_nothing_is_loaded(spec: RunSpec, unloaded: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(merge, "BESIDES", 2**60)
 

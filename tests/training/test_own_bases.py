@@ -11,8 +11,11 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+from libs.events import FineTune
 from services.training import models
+from services.training.ending import Hopeless
 from services.training.frames import Completed, Evaluated, Ready, RunSpec
+from services.training.orders import Order
 from services.training.runner import tiny
 from services.training.runner.outcome import Failure
 from services.training.runner.wishes import Wishes
@@ -148,3 +151,12 @@ def test_nothing_is_fetched_for_a_model_whose_weights_were_trained_here(cache: P
     assert not models.at_hand(of_hub, tmp_path)
     models.loaded(of_hub, tmp_path)
     assert models.at_hand(of_hub, tmp_path)
+
+
+def test_what_is_wrong_with_a_file_of_a_run_below_is_not_said_of_the_snapshot():
+    tuning = FineTune(base_model="trainyard/1")
+    order = Order(tuning=tuning, files={}, missing=Hopeless("snapshot_missing", "gone"), damaged=Hopeless("snapshot_damaged", "another"))
+
+    assert [why("snapshot").code for why in (order.gone, order.spoiled)] == ["snapshot_missing", "snapshot_damaged"]
+    assert [why("ancestor-0/adapter_model.safetensors").code for why in (order.gone, order.spoiled)] == ["model_gone", "model_gone"]
+    assert "damaged" in order.spoiled("ancestor-0/adapter_config.json").message

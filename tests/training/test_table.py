@@ -1,6 +1,7 @@
 """Fitting a model to a table: what it learns from, what is told of it, how it goes on after a kill, and that the files it leaves answer as it did."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ import torch
 from libs.events import Fit
 from services.training import telling
 from services.training.features import Feature, Preparation, Target, Unfit, learned
-from services.training.frames import BatchReduced, Checkpoint, Completed, Evaluated, Failed, Ready, Step, Stopped
+from services.training.frames import BatchReduced, Checkpoint, Completed, Evaluated, Failed, Phase, Ready, Step, Stopped
 from services.training.runner import course, measures, networks, portable
 from services.training.runner import table as tables
 from services.training.runner.course import Course
@@ -188,11 +189,14 @@ def test_what_can_not_be_fitted_is_refused_with_a_code_and_words(tmp_path, frame
     assert len(refused.value.message) > 20
 
 
-def test_a_loss_that_is_no_number_any_more_ends_the_run_with_the_step(tmp_path):
-    with pytest.raises(Failure, match="at step") as refused:
-        fits.train(fits.spec(tmp_path, fits.values(), optimizer="sgd", learning_rate=0.99, momentum=0.99, dropout=0, epochs=200, patience=0))
+def test_a_loss_that_is_no_number_any_more_ends_the_run_with_the_step(tmp_path, monkeypatch):
+    forward, calls = networks.Mlp.forward, iter(range(1000))
+    monkeypatch.setattr(networks.Mlp, "forward", lambda network, x: forward(network, x) * (1.0 if next(calls) < 3 else math.nan))
 
-    assert refused.value.code == "diverged"
+    with pytest.raises(Failure, match="at step 4") as refused:
+        fits.train(fits.spec(tmp_path, fits.values(), **MLP))
+
+    assert (refused.value.code, refused.value.step) == ("diverged", 4)
 
 
 @pytest.mark.parametrize(("begins", "code"), [(b"PK\x03\x04", "model_type_unfit"), (b"{}", "data")], ids=["images", "neither"])
@@ -389,6 +393,22 @@ def test_a_cancelled_run_stops_within_a_step_and_leaves_a_checkpoint(tmp_path, f
 
     assert told.end == Stopped(step=3)
     assert [frame.step for frame in told.of(Checkpoint)] == [3]
+
+
+@pytest.mark.parametrize(("fit", "file"), [(MLP, "model.safetensors"), (BOOSTED, "model.txt")], ids=["mlp", "boosting"])
+def test_a_run_that_was_stopped_while_it_saved_its_model_only_saves_it(runs, tmp_path, fit, file):
+    undisturbed = runs["mlp" if fit is MLP else "boosting"]
+
+    def stop(frame: Any, wishes: Any) -> None:
+        if isinstance(frame, Phase) and frame.name == "save":
+            wishes.stop.set()
+
+    stopped = fits.train(fits.spec(tmp_path / "first", fits.mixed(missing=0.1), **fit), on=stop)
+    resumed = fits.train(fits.spec(tmp_path / "second", fits.mixed(missing=0.1), attempt=2, resume=stopped.of(Checkpoint)[-1].path, **fit))
+
+    assert stopped.end == Stopped(step=undisturbed.of(Step)[-1].step)
+    assert not resumed.of(Step)
+    assert content(resumed, file) == content(undisturbed, file)
 
 
 def test_when_memory_is_short_less_goes_through_at_once_and_the_losses_are_the_same(tmp_path, monkeypatch):

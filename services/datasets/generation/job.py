@@ -344,6 +344,10 @@ class Generate(Preparation):
             notes.append("No language model is configured (TRAINYARD_LLM_URL): examples were put together from the documents' own sentences.")
             if self.spec.model:
                 notes.append(f"The model {self.spec.model} was asked for, and not used.")
+        if ledger.splits and self.spec.train_share < 1 and not self.spec.preview and not ledger.splits["eval"]:
+            notes.append(
+                "No text was held out for evaluation: with few chunks it may happen that all fall to training. Cut the documents smaller, or add some."
+            )
         if self.spec.num_examples > ledger.rows:
             notes.append(
                 f"{self.spec.num_examples} examples were wanted; {len(self._tasks)} chunks with at most {self.spec.examples_per_chunk} each give {ledger.rows}."

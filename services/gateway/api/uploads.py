@@ -61,7 +61,7 @@ async def receive(request: Any, storage: Storage, *, limits: Limits, new_key: Ca
     except BaseException as error:
         await asyncio.shield(discard(storage, form.files))
         if isinstance(error, Refused):
-            await _drain(stream)
+            await drain(stream)
         raise
     return form
 
@@ -255,7 +255,7 @@ def _too_large(limits: Limits) -> Refused:
     return Refused(413, f"File exceeds maximum size of {limits.file_mb} MB", code="file_too_large", field=limits.files_field)
 
 
-async def _drain(stream: AsyncIterator[bytes]) -> None:
+async def drain(stream: AsyncIterator[bytes]) -> None:
     left = DRAIN
     try:
         async with asyncio.timeout(10):

@@ -333,8 +333,9 @@ async def load(db: asyncpg.Pool, tenant: str, project_id: str) -> tuple[Project 
                         or j.status = 'succeeded' and j.result ->> 'valid' = '0'
                            and not exists (select from example_totals t where t.job_id = j.id and t.is_valid))) as barren_jobs,
                   (select json_agg(j.id) from jobs j where j.project_id = p.id and j.kind <> 'ingest') as works,
-                  (select json_agg(f.job_id) from jobs j join files f on f.project_id = p.id and f.job_id <> '' and f.seq < p.run_seq
-                    where j.id = p.run and j.status in ('queued', 'preparing') and j.phase <> 'completed') as read_by_run,
+                  (select json_agg(f.job_id) from files f
+                    where f.project_id = p.id and f.job_id <> '' and f.seq < p.run_seq
+                      and not exists (select from jobs j where j.id = p.run and (j.status not in ('queued', 'preparing') or j.phase = 'completed'))) as read_by_run,
                   t.id as trained,
                   (select json_object_agg(kind, id) from (select distinct on (kind) kind, id from jobs where project_id = p.id
                                                            order by kind, created_at desc, id desc) j) as latest,

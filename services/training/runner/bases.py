@@ -275,9 +275,9 @@ def _never_repack(model: PreTrainedModel) -> None:
 def _from_folder(base: Base, options: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
     try:
         return AutoModelForCausalLM.from_pretrained(base.folder, **options)  # pyright: ignore[reportReturnType]
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # strangers' files break in every possible way
+        if ran_out_of_memory(error):
+            raise
         raise Failure("model", f"{base.name} can't be loaded ({type(error).__name__}): {str(error).strip()[:500]}") from error
 
 

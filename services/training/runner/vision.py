@@ -38,8 +38,6 @@ SCRATCH = "weights not reachable: trained from scratch"
 MOST_PARAMETERS = 450_000_000
 """Whose 32 bits each have room in one ONNX file."""
 MOST_LAYERS = 1_000
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CROP = 0.875
 ANSWERS = 10.0
 """Seconds within which a hub says that it is there. Its library would try for half a minute, though the run can go on without."""
 
@@ -50,9 +48,10 @@ class Look(NamedTuple):
     """What the network wants to be shown."""
 
     size: int
-    mean: list[float]
-    std: list[float]
-    crop: float = CROP
+    mean: list[float] = [0.485, 0.456, 0.406]
+    std: list[float] = [0.229, 0.224, 0.225]
+    """As usual since ImageNet."""
+    crop: float = 0.875
     resample: str = "bilinear"
 
 
@@ -117,7 +116,7 @@ def _own(fit: Fit, classes: list[str], cache: Path, progress: Progress) -> Found
             notes.append(f"{SCRATCH}. {failure.message}")
     config = _tiny(fit) if fit.smoke else _config(fit)
     network = _built(_named(config, classes))
-    return Found(network, Look(fit.image_size, *map(list, IMAGENET)), "", "", notes)
+    return Found(network, Look(fit.image_size), "", "", notes)
 
 
 def _config(fit: Fit) -> PretrainedConfig:
@@ -171,7 +170,7 @@ def _of_hub(fit: Fit, classes: list[str], cache: Path, progress: Progress) -> Fo
 def _smoke(fit: Fit, classes: list[str], cache: Path, progress: Progress) -> Found:
     """The real configuration made small, where it can be had."""
     notes = [SMOKE]
-    look = Look(fit.image_size, *map(list, IMAGENET))
+    look = Look(fit.image_size)
     try:
         folder = _folder(fit.model_type, cache, progress)
     except Unreachable as failure:
@@ -283,24 +282,26 @@ def _named(config: PretrainedConfig, classes: list[str]) -> PretrainedConfig:
 
 def _look(folder: Path, size: int) -> Look:
     """As preprocessor_config.json has it, where that makes sense."""
-    look = Look(size, *map(list, IMAGENET))
+    look = Look(size)
     try:
         told = json.loads((folder / "preprocessor_config.json").read_bytes())
     except (OSError, ValueError):
         return look
     if not isinstance(told, dict):
         return look
-    mean, std = told.get("image_mean"), told.get("image_std")
-    if _colours(mean) and _colours(std) and min(std) > 0:
-        look = look._replace(mean=[float(value) for value in mean], std=[float(value) for value in std])
+    mean, std = _colours(told.get("image_mean")), _colours(told.get("image_std"))
+    if mean and std and min(std) > 0:
+        look = look._replace(mean=mean, std=std)
     if isinstance(crop := told.get("crop_pct"), float) and 0.5 <= crop <= 1:
         look = look._replace(crop=crop)
     resample = next((name for name, number in RESAMPLING.items() if number == told.get("resample")), look.resample)
     return look._replace(resample=resample)
 
 
-def _colours(values: Any) -> bool:
-    return isinstance(values, list) and len(values) == 3 and all(isinstance(value, int | float) and abs(value) < 10 for value in values)
+def _colours(values: Any) -> list[float] | None:
+    if isinstance(values, list) and len(values) == 3 and all(isinstance(value, int | float) and abs(value) < 10 for value in values):
+        return [float(value) for value in values]
+    return None
 
 
 def _suited(name: str, network: PreTrainedModel, look: Look) -> Look:

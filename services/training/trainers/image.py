@@ -142,7 +142,7 @@ class Run:
                 self.best = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.found.network.state_dict().items()}
             if self.course.to_be_told:
                 self.tell(Evaluated(step=self.step, metrics={"epoch": float(self.course.epoch), **metrics}))
-            self._look_after()
+            self.look_after()
 
     def _order(self, epoch: int) -> Rows:
         """Each epoch has its own, which follows from the seed alone."""
@@ -157,7 +157,7 @@ class Run:
             for rows in steps:
                 if not self._learn_step(rows, drawn):
                     return
-                self._look_after()
+                self.look_after()
         finally:
             drawn.close()
 
@@ -314,7 +314,7 @@ class Run:
 
     # ---- checkpoints
 
-    def _look_after(self) -> None:
+    def look_after(self) -> None:
         """Between two steps."""
         if time.monotonic() - self.kept_at >= max(KEEP_EVERY, self.keeping / KEEPING):
             self.keep()

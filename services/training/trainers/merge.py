@@ -183,16 +183,20 @@ def _device(wanted: str, weights: int) -> torch.device:
     return torch.device("cpu")
 
 
-def free_memory() -> int:
-    """Of the machine, or of what this process may have of it."""
+def free_memory(groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Of the machine, or of what this process may have of it. Files that are only cached, such as the base that was just fetched, make room when it is needed."""
     free = [_available()]
-    for most, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+    for folder, most, used, cached in (
+        (groups, "memory.max", "memory.current", ("inactive_file", "active_file")),
+        (groups / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
+    ):
         try:
-            limit, now = (Path("/sys/fs/cgroup", name).read_text().strip() for name in (most, used))
+            limit, now, told = ((folder / name).read_text().strip() for name in (most, used, "memory.stat"))
         except OSError:
             continue
         if limit.isdecimal():
-            free.append(max(0, int(limit) - int(now)))
+            stat = dict(line.split() for line in told.splitlines())
+            free.append(max(0, int(limit) - int(now) + sum(int(stat.get(name, 0)) for name in cached)))
     return min(free)
 
 
@@ -220,9 +224,9 @@ def _loaded(name: str, folder: Path, device: torch.device) -> PreTrainedModel:
         options["device_map"] = {"": str(device)}
     try:
         model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", AutoModelForCausalLM.from_pretrained(folder, **options))
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # strangers' files break in every possible way
+        if ran_out_of_memory(error):
+            raise
         raise Failure("model", f"{name} can't be loaded ({type(error).__name__}): {str(error).strip()[:500]}") from error
     odd = {kind: sorted(map(str, info[kind])) for kind in ("missing_keys", "mismatched_keys") if info.get(kind)}
     if odd:

@@ -228,6 +228,7 @@ class Run:
 
         self.model.settle(self.course.best)
         self.tell(Phase(name="save"))
+        self.wishes.heed()
         folder = Path(self.spec.folder, "artifacts")
         folder.mkdir(exist_ok=True)
         original = self.wishes.unless_stopped(lambda: self.model.save(folder))
@@ -324,6 +325,7 @@ class Network:
         self.fit, self.known, self.wishes, self.tell = fit, known, run.wishes, run.tell
         self.device = torch.device(run.spec.device)
         torch.manual_seed(fit.seed)
+        torch.backends.cudnn.allow_tf32 = False  # tables are small, and the ONNX has to answer as the network does
         codes = known.preparation.codes
         outputs = max(1, known.classes)
         self.network = networks.network(fit.model_type, numbers=known.preparation.width - len(codes), codes=codes, outputs=outputs, dropout=fit.dropout).to(
@@ -588,15 +590,20 @@ class Boosting:
             if run.course.over:
                 raise lightgbm.callback.EarlyStopException(run.course.best - 1, [])
 
-        lightgbm.train(
-            self.settings,
-            training,
-            num_boost_round=self.fit.epochs - run.course.epoch,
-            valid_sets=[looked_at, held_out],
-            feval=hear,
-            init_model=self.booster,
-            callbacks=[after_round],
-        )
+        try:
+            lightgbm.train(
+                self.settings,
+                training,
+                num_boost_round=self.fit.epochs - run.course.epoch,
+                valid_sets=[looked_at, held_out],
+                feval=hear,
+                init_model=self.booster,
+                callbacks=[after_round],
+            )
+        except lightgbm.basic.LightGBMError as error:
+            if "bad_alloc" in str(error):
+                raise MemoryError from error
+            raise
 
     def _columns(self, answer: NDArray[Any]) -> NDArray[Any]:
         if self.known.classes == 2:

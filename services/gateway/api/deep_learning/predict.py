@@ -163,10 +163,11 @@ async def _of_json(request: AnyRequest, question: Question) -> tuple[Question, l
 
 
 async def _body(request: AnyRequest) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
+    stream, body = request.stream(), bytearray()
+    async for chunk in stream:
         body += chunk
         if len(body) > MOST_JSON:
+            await uploads.drain(stream)
             raise Refused(413, f"A request may have {MOST_JSON // MB} MB: send fewer inputs at once, or images as files of a form")
     return bytes(body)
 
