@@ -49,6 +49,7 @@ def test_the_commands_of_the_readme_run_from_top_to_bottom(platform: dict[str, s
     assert '"trained":true' in done.stdout
     assert "event: complete" in done.stdout
     assert "finetuneflow_export.zip" in done.stdout
+    assert re.search(r'"class":"cat".*"class":"dog"', done.stdout)
     assert "views made anew from" in done.stdout
 
 

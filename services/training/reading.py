@@ -110,7 +110,7 @@ class Reader:
 
     def _scaled(self, found: NDArray[np.float64], codes: list[list[float]]) -> NDArray[np.float32]:
         indicators = None
-        if self._indicated or found.size and math.isnan(found.sum()):
+        if self._indicated or (found.size and math.isnan(found.min())):
             gone = np.isnan(found)
             indicators = gone[:, self._indicated] if self._indicated else None
             if self._medians is not None:

@@ -15,6 +15,7 @@ from nats.aio.msg import Msg
 
 from libs.events import FineTune
 from libs.rehearsal import SECONDS, SUBJECT, Answer, Question, Refusal
+from libs.runtime.waiting import within
 from libs.storage import Missing
 
 from . import models
@@ -30,6 +31,7 @@ ENTRY = "services.training.runner.rehearsal:run"
 QUESTION, WEIGHTS = "question.json", ".safetensors"
 AT_ONCE = 2
 """Trainings go on beside them. Of one workspace one at a time: what takes forever holds up nobody else's."""
+FAREWELL = 2.0
 
 
 class Rehearsals:
@@ -103,6 +105,8 @@ async def _said(child: Child) -> bytes:
     finally:
         writer.close()
         child.signal(signal.SIGKILL)
+        with suppress(TimeoutError):
+            await within(FAREWELL, child.ended.wait())  # until then it may write into the folder that is about to be removed
 
 
 def _refused(code: str, message: str) -> bytes:

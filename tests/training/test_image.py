@@ -1,5 +1,6 @@
 """What a network learns from images, how it goes on, and what comes out: the rules that an image model's numbers rest on."""
 
+import io
 import json
 import re
 import shutil
@@ -28,6 +29,7 @@ from services.training.runner.outcome import Failure
 from services.training.runner.wishes import Wishes
 from services.training.trainers import image
 from tests.kit import looks
+from tests.kit.datasets import Read, huge_png, picture, zipped
 from tests.kit.finetunes import Told
 
 SQUARES = looks.archive(looks.squares())
@@ -49,7 +51,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Told:
 @pytest.fixture
 def unsaved(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is exported is of no interest, and takes seconds."""
-    monkeypatch.setattr(image.Run, "_save", lambda self, folder: shutil.copy(Path(self.spec.snapshot), folder / "model") and {})
+    monkeypatch.setattr(image.Run, "_save", lambda self, folder: {"rows": 0, "largest_difference": 0.0})
 
 
 def completed(told: Told) -> Completed:
@@ -116,11 +118,22 @@ def _weights(told: Told) -> dict[str, torch.Tensor]:
     return {name: tensor for name, tensor in learnt.items() if "running" not in name and "num_batches" not in name}
 
 
-@pytest.mark.parametrize("model_type", ["vit", "convnext"])
+@pytest.mark.parametrize("model_type", ["vit", "convnext", "resnet50"])
 def test_other_architectures_learn_too(tmp_path, unsaved, model_type):
-    told = looks.train(looks.spec(tmp_path, SQUARES, model_type=model_type, epochs=4))
+    told = looks.train(looks.spec(tmp_path, SQUARES, model_type=model_type, epochs=8))
 
     assert completed(told).metrics["val_accuracy"] > 0.9
+
+
+def test_what_the_datasets_service_makes_of_a_zip_is_learned_from(tmp_path):
+    photos = {f"{label}/{name.rpartition('/')[2]}": data for name, (label, data) in looks.squares(3).items()}
+    prepared = Read(zipped(photos | {"blue/camera.jpg": picture("JPEG", size=(900, 600))}))
+    spec = looks.spec(tmp_path, prepared.bytes)
+
+    known = pictures.read(Path(spec.snapshot), spec.fit)
+
+    assert [known.classes[number] for number in known.truth] == [line["label"] for line in prepared.manifest]
+    assert [known.picture(n).size for n in range(7)] == [(line["width"], line["height"]) for line in prepared.manifest]
 
 
 def test_of_each_class_the_same_share_is_held_out_and_always_the_same_images(tmp_path):
@@ -227,6 +240,23 @@ def test_too_little_memory_halves_what_goes_through_at_once_and_changes_no_gradi
     assert [step.step for step in tight.of(Step)] == [step.step for step in usual.of(Step)]
 
 
+def test_batch_norms_are_never_left_with_a_single_image(tmp_path, unsaved, monkeypatch):
+    forward = vision.Classifier.forward
+    seen: list[int] = []
+
+    def small(self: vision.Classifier, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            seen.append(len(x))
+        if len(x) > 3:
+            raise torch.OutOfMemoryError("as if")
+        return forward(self, x)
+
+    monkeypatch.setattr(vision.Classifier, "forward", small)
+    looks.train(looks.spec(tmp_path, looks.archive(looks.squares(13)), batch_size=5, epochs=1))
+
+    assert {number for number in seen if number <= 3} == {2, 3}
+
+
 def test_a_network_that_is_too_large_for_one_image_says_what_helps(tmp_path, monkeypatch):
     def never(self: vision.Classifier, x: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError("as if")
@@ -325,6 +355,42 @@ def test_what_is_no_image_is_refused_in_words():
     with pytest.raises(Unfit, match="damaged"):
         images.picture(whole[: len(whole) // 2])
     assert images.picture(whole).size == (looks.SIDE, looks.SIDE)
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "seen"),
+    [
+        ("RGBA", (255, 0, 0, 0), (255, 255, 255)),
+        ("RGBA", (255, 0, 0, 255), (255, 0, 0)),
+        ("L", 77, (77, 77, 77)),
+        ("CMYK", (0, 255, 255, 0), (254, 0, 0)),
+        ("I;16", 65_535, (255, 255, 255)),
+        ("1", 1, (255, 255, 255)),
+    ],
+    ids=["transparent", "opaque", "grey", "cmyk", "16-bits", "black-and-white"],
+)
+def test_an_image_of_any_kind_is_seen_in_red_green_and_blue(mode, colour, seen):
+    out = io.BytesIO()
+    Image.new(mode, (9, 7), colour).save(out, "TIFF")
+
+    shown = images.picture(out.getvalue())
+
+    assert (shown.mode, shown.size) == ("RGB", (9, 7))
+    assert shown.getpixel((4, 4)) == pytest.approx(seen, abs=3)
+
+
+def test_a_photo_is_turned_upright_and_made_no_larger_than_those_that_were_learned_from():
+    out = io.BytesIO()
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a camera held upright
+    Image.new("RGB", (3000, 1000), "green").save(out, "JPEG", exif=turned)
+
+    assert images.picture(out.getvalue()).size == (171, images.LONGEST_SIDE)
+
+
+def test_an_image_that_is_larger_than_its_file_tells_is_not_decoded():
+    with pytest.raises(Unfit, match="pixels"):
+        images.picture(huge_png(8000, 8000))
 
 
 # ---- what can't be learned from

@@ -138,15 +138,8 @@ def _config(fit: Fit) -> PretrainedConfig:
 def _tiny(fit: Fit) -> PretrainedConfig:
     match fit.model_type:
         case "vit":
-            patch = max(4, fit.image_size // 8)
-            return ViTConfig(
-                hidden_size=32,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                intermediate_size=64,
-                image_size=fit.image_size - fit.image_size % patch,
-                patch_size=patch,
-            )
+            small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+            return ViTConfig(**small, image_size=fit.image_size, patch_size=fit.image_size // 8)
         case "convnext":
             return ConvNextConfig(hidden_sizes=[8, 16, 32, 64], depths=[1, 1, 1, 1])
         case kind:

@@ -166,7 +166,7 @@ class Run:
         return order[nth * self.batch : None if last else (nth + 1) * self.batch]
 
     def _pieces(self, rows: Rows) -> list[Rows]:
-        return np.array_split(rows, math.ceil(len(rows) / self.micro))
+        return np.array_split(rows, max(1, min(math.ceil(len(rows) / self.micro), len(rows) // self.fewest)))
 
     def _learn_step(self, rows: Rows, drawn: Drawn) -> bool:
         """False: there wasn't the memory for it, and it is to be done again with less at once."""
