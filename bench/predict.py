@@ -50,14 +50,14 @@ async def answer(url: str, said: bytes) -> None:
 
 
 @contextmanager
-def echo(servers: Servers, said: bytes) -> Iterator[None]:
+def echo(servers: Servers, said: bytes) -> Iterator[int]:
     """As the training service: a process of its own, the same loop, the same library."""
     command = [sys.executable, "-m", "bench.predict", "--echo", servers.nats_url("training"), said.decode()]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout
         process.stdout.readline()
         try:
-            yield
+            yield process.pid
         finally:
             process.kill()
 
@@ -123,29 +123,32 @@ async def together(asks: Sequence[Ask], times: int) -> list[float]:
     return [(time.perf_counter() - began) / times]
 
 
-async def measure(servers: Servers, gateway: Process, *, rounds: int, times: int) -> Promises:
+async def measure(servers: Servers, gateway: Process, training: Process, *, rounds: int, times: int) -> Promises:
     nc, storage = await bus.connect(servers.nats_url("infra"), name="infra"), Storage(load(Service, servers.environ("datasets", port=0)))
     id, files = await model(EventLog(nc, source="/bench"), storage)
     asked = msgspec.json.encode(predictors.question(TENANT, files, ROW))
     said = (await nc.request(f"ask.{SUBJECT}", asked, timeout=10)).data
     assert len(msgspec.json.decode(said, type=Answer).predictions) == 1, said
-    with echo(servers, said):
-        promises = await over_the_bus(nc, asked, rounds=rounds, times=times)
+    with echo(servers, said) as pid:
+        assert training.pid
+        promises = await over_the_bus(nc, asked, {"echo": pid, "prediction": training.pid}, rounds=rounds, times=times)
     await over_http(gateway.part.address, f"/models/{id}/predict", rounds=rounds, times=times // 4)
     storage.close()
     await nc.close()
     return promises
 
 
-async def over_the_bus(nc: Client, asked: bytes, *, rounds: int, times: int) -> Promises:
+async def over_the_bus(nc: Client, asked: bytes, pids: dict[str, int], *, rounds: int, times: int) -> Promises:
     asks: dict[str, Ask] = {
         "echo": lambda: nc.request(ECHO, asked, timeout=10),
         "prediction": lambda: nc.request(f"ask.{SUBJECT}", asked, timeout=10),
     }
     alone = await in_turns({name: lambda ask=ask: one_by_one(ask, times // 4) for name, ask in asks.items()}, rounds=rounds)
+    used = {name: cpu_seconds(pid) for name, pid in pids.items()}
     crowd = await in_turns({name: lambda ask=ask: together([ask] * CLIENTS, times) for name, ask in asks.items()}, rounds=rounds)
-    rows = [[name, ms(p50(alone[name])), f"{1 / p50(crowd[name]):,.0f}"] for name in asks]
-    table(["over the bus", "p50, one at a time", f"answers/s, {CLIENTS} clients"], rows)
+    spent = {name: (cpu_seconds(pid) - used[name]) / ((rounds + 1) * times) for name, pid in pids.items()}
+    rows = [[name, ms(p50(alone[name])), f"{1 / p50(crowd[name]):,.0f}", f"{spent[name] * 1e6:.0f} us"] for name in asks]
+    table(["over the bus", "p50, one at a time", f"answers/s, {CLIENTS} clients", "CPU of who answers"], rows)
     promises = Promises()
     promises.at_most("predict p50, warm", p50(alone["prediction"]) / p50(alone["echo"]), 5, of="one request over the bus")
     promises.at_least(f"predictions/s, {CLIENTS} clients", p50(crowd["echo"]) / p50(crowd["prediction"]), 0.6, of="an echo")
@@ -186,7 +189,7 @@ def main() -> int:
         wait_ready(started)
         try:
             at_rest(started[1])
-            return uvloop.run(measure(servers, started[0], rounds=arguments.rounds, times=arguments.times)).exit_code()
+            return uvloop.run(measure(servers, *started, rounds=arguments.rounds, times=arguments.times)).exit_code()
         finally:
             for process in started:
                 process.stop()
