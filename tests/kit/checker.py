@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from tests.kit import dataset_checker as datasets
 from tests.kit import hook_checker as hooks
 from tests.kit import money_checker as money
 from tests.kit import run_checker as runs
@@ -16,7 +17,7 @@ from tests.kit.evidence import Evidence, Fact, undone
 from tests.kit.record import Op
 
 MB = 1024 * 1024
-TRACED = ("create", "rename", "delete", "upload", "delete_file", "delete_example", "train")
+TRACED = ("create", "rename", "delete", "upload", "delete_file", "delete_example", "train", "upload_data_set", "delete_data_set", "fit", "delete_model")
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def repeats_get_the_same_answer(evidence: Evidence) -> Iterator[str]:
     """An Idempotency-Key stands for one answer, whichever gateway gives it; of several who delete the same thing one succeeds."""
     for (kind, _), ops in _together(evidence.ops).items():
         accepted = [op for op in ops if op.accepted]
-        if kind in ("create", "upload", "train"):
+        if kind in ("create", "upload", "train", "upload_data_set", "fit"):
             if len({_essence(op.answer) for op in accepted}) > 1:
                 yield f"different answers to the same request: {[op.answer for op in accepted]}"
         elif kind.startswith("delete") and len(accepted) > 1:
@@ -96,8 +97,9 @@ def missing_things_were_deleted(evidence: Evidence) -> Iterator[str]:
     gone = {fact.data["project_id"] for fact in evidence.facts if fact.type == "project.deleted"}
     gone |= {fact.data["file_id"] for fact in evidence.facts if fact.type == "project.file_deleted"}
     gone |= {fact.data["example_id"] for fact in evidence.facts if fact.type == "example.deleted"}
+    gone |= {fact.data[f"{fact.category}_id"] for fact in evidence.facts if fact.type in ("dataset.deleted", "model.deleted")}
     for op in evidence.ops:
-        if op.status == 404 and op.kind != "export" and not any(part in gone for part in op.path.split("?")[0].split("/")):
+        if op.status == 404 and op.kind != "export" and not any(part in gone for part in (op.of, *op.path.split("?")[0].split("/"))):
             yield f"not found, but nobody deleted it: {op}"
 
 
@@ -130,6 +132,14 @@ def _traces(facts: list[Fact]) -> dict[str, Counter[str]]:
                 there["delete_file"][fact.data["file_id"]] += 1
             case "example.deleted":
                 there["delete_example"][fact.data["example_id"]] += 1
+            case "dataset.created":
+                there["upload_data_set"][fact.data["file"]["sha256"]] += 1
+            case "dataset.deleted":
+                there["delete_data_set"][fact.data["dataset_id"]] += 1
+            case "model.deleted":
+                there["delete_model"][fact.data["model_id"]] += 1
+            case "job.created" if datasets.is_fit(fact):
+                there["fit"][str(fact.data["spec"].get("seed"))] += 1
             case "job.created" if fact.data["kind"] == "train":
                 there["train"][str(fact.data["spec"].get("seed"))] += 1
             case _:
@@ -156,6 +166,8 @@ def _essence(answer: Any) -> str:
         return json.dumps([answer["job_id"], answer["run_id"]])
     if "files" in answer:
         return json.dumps([(file["id"], file["job_id"], file["size_bytes"]) for file in answer["files"]])
+    if "job_id" in answer:
+        return json.dumps([answer["job_id"], answer.get("id")])
     return json.dumps([answer["id"], answer["name"], answer["config"], answer["created_at"]])
 
 
@@ -203,7 +215,7 @@ def views_can_be_built_again(evidence: Evidence) -> Iterator[str]:
 
 
 def views_tell_what_happened(evidence: Evidence) -> Iterator[str]:
-    """Projects, files, jobs, runs and exports are what a second, independent fold of the facts says."""
+    """Projects, files, jobs, runs, exports, data sets and models are what a second, independent fold of the facts says."""
     told = _Fold()
     for fact in evidence.facts:
         told.take(fact)
@@ -228,15 +240,22 @@ class _Fold:
         self.jobs: dict[str, dict[str, Any]] = {}
         self.runs: dict[str, dict[str, Any]] = {}
         self.exports: dict[str, dict[str, Any]] = {}
+        self.datasets: dict[str, dict[str, Any]] = {}
+        self.models: dict[str, dict[str, Any]] = {}
 
     @property
     def tables(self) -> dict[str, dict[str, dict[str, Any]]]:
-        return {"projects": self.projects, "files": self.files, "jobs": self.jobs, "runs": self.runs, "exports": self.exports}
+        of_projects = {"projects": self.projects, "files": self.files, "jobs": self.jobs, "runs": self.runs, "exports": self.exports}
+        return of_projects | {"datasets": self.datasets, "models": self.models}
 
     def take(self, fact: Fact) -> None:
         match fact.category:
             case "project":
                 self._project(fact, fact.data)
+            case "dataset":
+                self._dataset(fact, fact.data)
+            case "model":
+                self._model(fact, fact.data)
             case "job":
                 self._job(fact, fact.data)
             case "preparation" | "training" | "export":
@@ -256,8 +275,7 @@ class _Fold:
                 self.projects[id]["config"] = self.projects[id]["config"] | (data.get("config") or {})
             case "project.files_added":
                 for file in data["files"]:
-                    self.files[file["file_id"]] = {name: file[name] for name in ("filename", "kind", "mime_type", "size", "sha256", "key", "job_id")}
-                    self.files[file["file_id"]] |= {"project_id": id, "tenant": fact.tenant, "created_at": fact.at}
+                    self._file(fact, id, file)
             case "project.file_deleted":
                 self.files.pop(data["file_id"], None)
             case "project.deleted":
@@ -267,6 +285,30 @@ class _Fold:
                         del table[key]
         if id in self.projects:
             self.projects[id] |= {"updated_at": fact.at, "version": fact.seq}
+
+    def _file(self, fact: Fact, owner: str, file: dict[str, Any]) -> None:
+        self.files[file["file_id"]] = {name: file[name] for name in ("filename", "kind", "mime_type", "size", "sha256", "key", "job_id")}
+        self.files[file["file_id"]] |= {"project_id": owner, "tenant": fact.tenant, "created_at": fact.at}
+
+    def _dataset(self, fact: Fact, data: dict[str, Any]) -> None:
+        id = data["dataset_id"]
+        match fact.type:
+            case "dataset.created":
+                told = {name: data.get(name, "") for name in ("name", "description", "dataset_type", "target", "request")}
+                self.datasets[id] = told | {"tenant": fact.tenant, "size": data["file"]["size"], "job_id": data["file"]["job_id"], "created_at": fact.at}
+                self._file(fact, id, data["file"])
+            case "dataset.deleted":
+                file = next(key for key, row in self.files.items() if row["project_id"] == id)
+                del self.files[file], self.datasets[id]
+        if id in self.datasets:
+            self.datasets[id]["version"] = fact.seq
+
+    def _model(self, fact: Fact, data: dict[str, Any]) -> None:
+        if fact.type == "model.registered":
+            self.models[data["model_id"]] = {name: data[name] for name in ("name", "model_type", "dataset_id")}
+            self.models[data["model_id"]] |= {"tenant": fact.tenant, "created_at": fact.at, "version": fact.seq}
+        else:
+            self.models.pop(data["model_id"])
 
     def _job(self, fact: Fact, data: dict[str, Any]) -> None:
         if fact.type == "job.created":
@@ -290,7 +332,7 @@ class _Fold:
         common = {"tenant": fact.tenant, "project_id": data.get("project_id"), "created_at": fact.at}
         if data["kind"] == "train":
             none = {"attempt": 0, "device": "", "step": 0, "total_steps": 0, "checkpoint_step": 0, "snapshot": None, "steps": None, "artifacts": {}}
-            self.runs[data["job_id"]] = {**common, **none, "spec": data["spec"], "method": data["spec"]["method"], "started_at": None}
+            self.runs[data["job_id"]] = {**common, **none, "spec": data["spec"], "method": data["spec"].get("method", ""), "started_at": None}
         elif data["kind"] == "export":
             self.exports[data["job_id"]] = {**common, "training_job_id": data["inputs"]["training_job_id"], "files": None}
 
@@ -314,7 +356,7 @@ class _Fold:
         """What each kind of job has to show for itself; of a job whose project was deleted nothing is kept."""
         job, run, export = self.jobs[data["job_id"]], self.runs.get(data["job_id"], {}), self.exports.get(data["job_id"], {})
         match fact.type:
-            case "preparation.completed" if data.get("snapshot"):
+            case "preparation.completed" if run:
                 run["snapshot"] = data["snapshot"]
             case "preparation.completed":
                 told = ("generator", "model", "tokenizer", "splits", "refused_files", "notes")
@@ -423,7 +465,7 @@ def nothing_happens_to_what_is_gone(evidence: Evidence) -> Iterator[str]:
 
 
 def files_and_jobs_come_together(evidence: Evidence) -> Iterator[str]:
-    """Every job.created stands in the same batch as what its project says of it, right behind it and what it costs: its file, its run, or other work on it."""
+    """Every job.created stands in the same batch as what its project or data set says of it, right behind it and what it costs: its file, its run, or other work on it."""
     at = {fact.seq: fact for fact in evidence.facts}
     expected: set[int] = set()
     for fact in evidence.facts:
@@ -435,13 +477,17 @@ def files_and_jobs_come_together(evidence: Evidence) -> Iterator[str]:
             expected.add(position)
             if created is None or created.type != "job.created" or created.data["job_id"] != job or created.correlation != fact.correlation:
                 yield f"fact {fact.seq} {fact.type} announces job {job}, which is not in its batch"
-            elif (created.data["kind"], created.data["project_id"]) != (kind, fact.data["project_id"]):
-                yield f"fact {created.seq}: job {job} is of another kind or project than fact {fact.seq} {fact.type} says"
+            elif (created.data["kind"], _owner(created.data)) != (kind, _owner(fact.data)):
+                yield f"fact {created.seq}: job {job} is of another kind or owner than fact {fact.seq} {fact.type} says"
             elif created.data["inputs"].get("file") != file:
                 yield f"fact {created.seq}: the job reads something else than its file {file}"
     for fact in evidence.facts:
         if fact.type == "job.created" and fact.seq not in expected:
-            yield f"fact {fact.seq}: job {fact.data['job_id']} was created, but its project doesn't know of it"
+            yield f"fact {fact.seq}: job {fact.data['job_id']} was created, but what it works on doesn't know of it"
+
+
+def _owner(data: dict[str, Any]) -> str:
+    return data.get("project_id") or (data.get("inputs") or data)["dataset_id"]
 
 
 def _jobs_announced(fact: Fact) -> list[tuple[str, str, dict[str, Any] | None]]:
@@ -453,6 +499,10 @@ def _jobs_announced(fact: Fact) -> list[tuple[str, str, dict[str, Any] | None]]:
             return [(fact.data["job_id"], "train", None)]
         case "project.work_started":
             return [(fact.data["job_id"], fact.data["kind"], None)]
+        case "dataset.created":
+            return [(fact.data["file"]["job_id"], "prepare", fact.data["file"])]
+        case "dataset.used":
+            return [(fact.data["job_id"], "train", None)]
         case _:
             return []
 
@@ -533,14 +583,17 @@ def examples_belong_to_files(evidence: Evidence) -> Iterator[str]:
 
 
 def _referred(facts: list[Fact]) -> dict[str, tuple[str, int]]:
-    """Key -> (sha256, size) of everything that must be in the store when all of these facts have happened: nothing of deleted files and projects,
-    nor of chunks and examples that were made anew since."""
+    """Key -> (sha256, size) of everything that must be in the store when all of these facts have happened: nothing of deleted files, projects, data sets and
+    models, nor of chunks and examples that were made anew since."""
     there: dict[str, dict[str, tuple[str, int]]] = defaultdict(dict)
+    sources = {fact.data["job_id"]: fact.data["inputs"]["source"] for fact in facts if fact.type == "job.created" and datasets.is_fit(fact)}
     for fact in facts:
-        for _, claim in runs.claims(fact.data):
-            there[claim.get("file_id") or fact.data["job_id"]][claim["key"]] = (claim["sha256"], claim["size"])
+        for name, claim in runs.claims(fact.data):
+            owner = sources.get(fact.data.get("job_id", ""), "") if name == "snapshot" else ""
+            there[claim.get("file_id") or owner or fact.data["job_id"]][claim["key"]] = (claim["sha256"], claim["size"])
     dead = {fact.data["project_id"] for fact in facts if fact.type == "project.deleted"}
     gone: set[str] = set()
+    files: dict[str, str] = {}
     made: dict[str, tuple[str, str]] = {}
     for fact in facts:
         match fact.type:
@@ -559,6 +612,12 @@ def _referred(facts: list[Fact]) -> dict[str, tuple[str, int]]:
                 gone |= {file["file_id"] for file in fact.data["files"]}
             case "job.created" if fact.data.get("project_id") in dead:
                 gone.add(fact.data["job_id"])
+            case "dataset.created":
+                files[fact.data["dataset_id"]] = fact.data["file"]["file_id"]
+            case "dataset.deleted":
+                gone |= {files[fact.data["dataset_id"]], fact.data["job_id"]}
+            case "model.deleted":
+                gone.add(fact.data["model_id"])
             case _:
                 continue
     return {key: claim for owner, claims in there.items() if owner not in gone for key, claim in claims.items()}
@@ -624,6 +683,10 @@ INVARIANTS: tuple[Invariant, ...] = (
     parts_are_whole,
     examples_belong_to_files,
     runs.snapshots_are_the_rows,
+    datasets.data_sets_are_whole,
+    datasets.fits_learn_from_their_data_set,
+    datasets.nothing_happens_to_a_deleted_data_set,
+    datasets.models_are_what_fits_made,
     runs.attempts_follow_each_other,
     runs.attempts_go_on_from_checkpoints,
     runs.steps_join,

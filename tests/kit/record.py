@@ -15,6 +15,8 @@ class Op:
     key: str = ""
     if_match: int | None = None
     body: Any = None
+    of: str = ""
+    """What it is about, where the path doesn't say it."""
     status: int = 0
     """Of the last answer that settles something; 0 when none came."""
     answer: Any = None

@@ -98,7 +98,7 @@ def snapshots_are_the_rows(evidence: Evidence) -> Iterator[str]:
     for fact in evidence.facts:
         if fact.type == "preparation.produced":
             parts[fact.data["job_id"]].append(fact)
-    created = {run.job: run.created for run in runs(evidence)}
+    created = {run.job: run.created for run in runs(evidence) if "dataset_id" not in run.created.data["inputs"]}
     for fact in evidence.facts:
         if fact.type == "preparation.completed" and (job := created.get(fact.data["job_id"])):
             yield from (f"job {fact.data['job_id']}: {what}" for what in _wrong_with_snapshot(evidence, fact, job, parts))
