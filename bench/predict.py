@@ -144,10 +144,16 @@ async def over_the_bus(nc: Client, asked: bytes, pids: dict[str, int], *, rounds
         "prediction": lambda: nc.request(f"ask.{SUBJECT}", asked, timeout=10),
     }
     alone = await in_turns({name: lambda ask=ask: one_by_one(ask, times // 4) for name, ask in asks.items()}, rounds=rounds)
-    used = {name: cpu_seconds(pid) for name, pid in pids.items()}
-    crowd = await in_turns({name: lambda ask=ask: together([ask] * CLIENTS, times) for name, ask in asks.items()}, rounds=rounds)
-    spent = {name: (cpu_seconds(pid) - used[name]) / ((rounds + 1) * times) for name, pid in pids.items()}
-    rows = [[name, ms(p50(alone[name])), f"{1 / p50(crowd[name]):,.0f}", f"{spent[name] * 1e6:.0f} us"] for name in asks]
+    spent = dict.fromkeys(asks, 0.0)
+
+    async def busy(name: str) -> list[float]:
+        before = cpu_seconds(pids[name])
+        taken = await together([asks[name]] * CLIENTS, times)
+        spent[name] += cpu_seconds(pids[name]) - before
+        return taken
+
+    crowd = await in_turns({name: lambda name=name: busy(name) for name in asks}, rounds=rounds)
+    rows = [[name, ms(p50(alone[name])), f"{1 / p50(crowd[name]):,.0f}", f"{spent[name] / ((rounds + 1) * times) * 1e6:.0f} us"] for name in asks]
     table(["over the bus", "p50, one at a time", f"answers/s, {CLIENTS} clients", "CPU of who answers"], rows)
     promises = Promises()
     promises.at_most("predict p50, warm", p50(alone["prediction"]) / p50(alone["echo"]), 5, of="one request over the bus")

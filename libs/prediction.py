@@ -1,6 +1,9 @@
 """A prediction: what the gateway asks the training service about a model and some inputs, and what it answers."""
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 from libs.events import Claim
 
@@ -32,14 +35,10 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Of a regression `class` and `confidence` are null, and `value` is what is predicted."""
-
-    said: str | None = msgspec.field(name="class")
-    confidence: float | None
-    """The probability of that class, as the model sees it."""
-    value: float | msgspec.UnsetType | None = msgspec.UNSET
-    probabilities: dict[str, float | None] | msgspec.UnsetType = msgspec.UNSET
-    """By class, if asked for."""
+    said: Annotated[str | None, Meta(description="The likeliest class; null for a regression")] = msgspec.field(name="class")
+    confidence: Annotated[float | None, Meta(description="The probability of that class, as the model sees it; null for a regression")]
+    value: Annotated[float | msgspec.UnsetType | None, Meta(description="What a regression predicts; a classification doesn't have it")] = msgspec.UNSET
+    probabilities: Annotated[dict[str, float | None] | msgspec.UnsetType, Meta(description="Of every class, where they were asked for")] = msgspec.UNSET
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):

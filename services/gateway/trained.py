@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 import asyncpg
 import msgspec
 
-from libs.events import Address, Ancestor, Claim, FineTune, JobCreated, TrainingCompleted
+from libs.events import Address, Ancestor, Claim, FineTune, JobCreated, ProjectModelResolved, TrainingCompleted
 from libs.events.log import EventLog
 from libs.storage import Damaged, Missing, Storage
 from services.gateway import hub
@@ -39,8 +39,7 @@ async def find(model_id: str, *, tenant: str, db: asyncpg.Pool, log: EventLog, s
         tuning = msgspec.convert(created.spec, FineTune)
     except (ValueError, LookupError, msgspec.ValidationError) as error:  # no id; no such run; one that is no fine-tune
         raise NoSuchModel(model_id) from error
-    project = await _project(commands, tenant, created.project_id)
-    if project is None:
+    if await _project(commands, tenant, created.project_id) is None:
         raise NoSuchModel(model_id)
     last = Ancestor(job_id=job_id, project_id=created.project_id, method=tuning.method, files=_needed(completed, tuning.method))
     base = _on_top(tuning, last, tenant=tenant)
@@ -49,7 +48,7 @@ async def find(model_id: str, *, tenant: str, db: asyncpg.Pool, log: EventLog, s
         obstacles.append(f"More than {LONGEST} runs lie on top of each other: merge one of them, and begin with that")
     gone = [one.job_id for one in base.ancestors[:-1] if await _project(commands, tenant, one.project_id) is None]
     obstacles += [f"It is built on the run {job_id}, which was deleted with its project" for job_id in gone]
-    known = project.model_info if project.base_model_id == tuning.base_model else {}
+    known = await _known(log, tenant, created.project_id, tuning.base_model)
     return Found(model=await _model(base, completed, known, obstacles, storage), base=base)
 
 
@@ -84,6 +83,13 @@ async def _model(base: OwnBase, completed: TrainingCompleted, known: dict[str, A
 async def _project(commands: Commands, tenant: str, project_id: str) -> Project | None:
     project, _ = await commands.newest(Project, project_id, tenant=tenant)
     return None if project is None or project.deleted else project
+
+
+async def _known(log: EventLog, tenant: str, project_id: str, model_id: str) -> dict[str, Any]:
+    """Of a model that the project has trained, and perhaps left for another since."""
+    told = await log.read(Address(tenant=tenant, category="project", key=(project_id,)).under("model_resolved"))
+    resolved = [recorded.event for recorded in told if isinstance(recorded.event, ProjectModelResolved)]
+    return next((event.model_info for event in reversed(resolved) if event.base_model_id == model_id), {})
 
 
 async def _only(log: EventLog, subject: str, kind: type[T]) -> T:

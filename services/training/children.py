@@ -112,6 +112,10 @@ class Children:
             socket.send_fds(self._control, [packed(order)], [theirs.fileno()])
             async with asyncio.timeout(_PATIENCE):
                 return await forked
+        except asyncio.CancelledError:
+            if not forked.cancelled() and forked.exception() is None:  # it was forked at this very moment
+                _end(forked.result())
+            raise
         except (TimeoutError, OSError) as error:
             self._server.kill()
             raise Gone(f"no child within {_PATIENCE:g} s") from error
@@ -156,8 +160,7 @@ class Children:
             case Started(pid=pid):
                 forked = self._forks.popleft()
                 if forked.done():  # whoever wanted it has gone
-                    with suppress(ProcessLookupError):
-                        os.killpg(pid, signal.SIGKILL)
+                    _end(pid)
                 else:
                     forked.set_result(pid)
             case Exited(pid=pid, status=status):
@@ -183,6 +186,11 @@ class Children:
                 forked.set_exception(Gone("the forkserver ended"))
         self._forks.clear()
         return self._server.wait()
+
+
+def _end(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 def _bare() -> dict[str, str]:

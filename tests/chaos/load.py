@@ -5,6 +5,7 @@ import hashlib
 import json
 import random
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,14 @@ class Mine:
     model: bool = False
 
 
+@dataclass
+class Brought:
+    """A data set as the person who brought it knows it."""
+
+    id: str
+    fits: list[str] = field(default_factory=list)
+
+
 class Load:
     def __init__(
         self,
@@ -53,6 +62,10 @@ class Load:
         self._headers = headers or {}
         self.rng = random.Random(seed)
         self._rngs = [random.Random(f"{seed}/{n}") for n in range(people)]
+        self._brought: dict[random.Random, list[Brought]] = defaultdict(list)
+        """Data sets, by whose they are."""
+        self._predicted: dict[str, Any] = {}
+        """What a model said first."""
         self._name = 0
         self._names = names
 
@@ -77,6 +90,7 @@ class Load:
             self.delete_twice: 3,
             self.read: 12,
             **({self.train: 20, self.train_twice: 4, self.cancel_run: 4, self.export: 10} if self._trains else {}),
+            **({self.upload_data_set: 8, self.fit: 14, self.predict: 16, self.delete_model: 3, self.delete_data_set: 3} if self._trains else {}),
         }
         while not self.over:
             await asyncio.sleep(rng.uniform(0, 2 * self._pace))
@@ -220,6 +234,62 @@ class Load:
             project = rng.choice(trained)
             await self._send(rng, self._new("export", "POST", f"/projects/{project.id}/export", project.id, key=self._fresh("key")))
 
+    async def upload_data_set(self, rng: random.Random, mine: list[Mine]) -> None:
+        content = table(rng, self._fresh("row"))
+        op = self._new("upload_data_set", "POST", "/datasets/upload", hashlib.sha256(content).hexdigest(), key=self._fresh("key"))
+        await self._send(rng, op, files={"file": ("table.csv", content, "text/csv")}, data={"name": self._fresh("table")})
+        if op.accepted:
+            self._brought[rng].append(Brought(op.answer["id"]))
+
+    async def fit(self, rng: random.Random, mine: list[Mine]) -> None:
+        """Also while it is still being prepared. Short, and a quarter of them are regretted."""
+        if not (there := self._brought[rng]):
+            return await self.upload_data_set(rng, mine)
+        data_set, seed = rng.choice(there), self._fresh("seed").partition("-")[2]
+        op = self._new("fit", "POST", "/training/start", seed, key=self._fresh("key"))
+        op.of = data_set.id
+        op.body = {"dataset_id": data_set.id, "model_type": "gradient_boosting", "hyperparameters": {"epochs": 5, "seed": int(seed)}}
+        await self._send(rng, op)
+        if not op.accepted:
+            return
+        data_set.fits.append(op.answer["job_id"])
+        if rng.random() < 0.25:
+            await asyncio.sleep(rng.choice((0, 0.3, 1, 4)))
+            await self._send(rng, self._new("cancel", "POST", f"/jobs/{data_set.fits[-1]}/cancel", data_set.fits[-1]))
+
+    async def predict(self, rng: random.Random, mine: list[Mine]) -> None:
+        """A model says the same as often as it is asked, whoever answers."""
+        if not (model := await self._model(rng)):
+            return
+        op = self._new("predict", "POST", f"/models/{model}/predict", "")
+        op.body = {"inputs": [[1.5, "red"], [-1.5, "blue"], [None, "grey"]], "probabilities": True}
+        await self._send(rng, op)
+        if op.accepted and (first := self._predicted.setdefault(model, op.answer)) != op.answer:
+            op.odd.append(f"the model said {first} before, now {op.answer}")
+
+    async def delete_model(self, rng: random.Random, mine: list[Mine]) -> None:
+        if model := await self._model(rng):
+            op = self._new("delete_model", "DELETE", f"/models/{model}", model)
+            await self._send(rng, op)
+            for data_set in self._brought[rng]:
+                data_set.fits = [fit for fit in data_set.fits if fit != model]
+
+    async def _model(self, rng: random.Random) -> str:
+        """Of a run that has come to one."""
+        if not (fits := [fit for data_set in self._brought[rng] for fit in data_set.fits]):
+            return ""
+        seen = await self._get(rng, f"/training/status/{rng.choice(fits)}")
+        return seen.get("model_id") or "" if seen else ""
+
+    async def delete_data_set(self, rng: random.Random, mine: list[Mine]) -> None:
+        """Its models stay; its person has no use for them any more."""
+        if there := self._brought[rng]:
+            data_set = rng.choice(there)
+            op = self._new("delete_data_set", "DELETE", f"/datasets/{data_set.id}{rng.choice(('', '?cancel=true'))}", data_set.id)
+            await self._send(rng, op)
+            if op.accepted or op.status == 404:
+                there.remove(data_set)
+
     async def delete_file(self, rng: random.Random, mine: list[Mine]) -> None:
         if full := [project for project in mine if project.files]:
             project = rng.choice(full)
@@ -325,8 +395,22 @@ def _look_at(op: Op, answer: httpx.Response) -> None:
     """An outage is said in the family's form and with the time to come back; anything else is a bug."""
     if answer.status_code != 503:
         op.odd.append(f"{answer.status_code} {answer.text[:300]}")
-    elif "retry-after" not in answer.headers or set(answer.json()) != {"detail", "error_code", "context"}:
+    elif "retry-after" not in answer.headers or set(answer.json()) != _FORM[op.path.startswith(("/datasets", "/training", "/models"))]:
         op.odd.append(f"503 without Retry-After or in another form: {answer.text[:300]}")
+
+
+_FORM = {False: {"detail", "error_code", "context"}, True: {"error", "message", "retry_after", "request_id"}}
+"""Of an outage, as finetuneflow and as deep-learning-platform tell it."""
+
+
+def table(rng: random.Random, token: str) -> bytes:
+    """100 to 2,000 rows of a number, a colour and a label; some lack a value, some a column."""
+    lines = ["size,colour,label", f"0.0,{token},low"]
+    for _ in range(rng.randrange(100, 2001)):
+        size = rng.gauss(0, 1)
+        values = ["" if rng.random() < 0.02 else f"{size:.3f}", rng.choice(("red", "green", "blue", "grey")), "high" if size > 0 else "low"]
+        lines.append(",".join(values if rng.random() < 0.98 else values[:2]))
+    return "\n".join(lines).encode()
 
 
 def rows(rng: random.Random, token: str) -> bytes:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.chaos.load import Load, Mine
+from tests.chaos.test_dataset_checker import BUGS as DATASET_BUGS
 from tests.chaos.test_hook_checker import BUGS as HOOK_BUGS
 from tests.chaos.test_money_checker import BUGS as MONEY_BUGS
 from tests.kit import checker
@@ -622,7 +623,7 @@ def test_a_bug_planted_in_a_run_is_seen(invariant: checker.Invariant, bug: Bug):
 
 
 def test_every_invariant_can_fail():
-    assert set(BUGS) | set(RUN_BUGS) | set(MONEY_BUGS) | set(HOOK_BUGS) == set(checker.INVARIANTS)
+    assert set(BUGS) | set(RUN_BUGS) | set(DATASET_BUGS) | set(MONEY_BUGS) | set(HOOK_BUGS) == set(checker.INVARIANTS)
 
 
 # Damage to the real things: the evidence shows it too

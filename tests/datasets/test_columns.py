@@ -131,6 +131,16 @@ def test_what_is_said_of_a_bad_table(data: bytes, code: str):
     assert refusal(data) == code
 
 
+@pytest.mark.parametrize("far", [pl.Datetime("us"), pl.Date], ids=["a time", "a day"])
+def test_dates_that_no_calendar_has_are_said_to_be_a_damage_of_the_table(far: Any):
+    column = pl.Series([2**62 if far != pl.Date else 2**30]).cast(pl.Int64 if far != pl.Date else pl.Int32).cast(far)
+
+    *_, last = child.frames(BytesIO(written_by(pl.DataFrame({"text": ["a"], "at": column}))), Order(parent=0, mime_type=PARQUET, limits=UNPACKING))
+
+    assert isinstance(last, Refused)
+    assert (last.code, last.message.startswith("The Parquet file can't be made out")) == ("damaged", True)
+
+
 def test_a_table_that_unpacks_to_too_much_is_refused():
     bomb = claiming(400_000)
 

@@ -69,7 +69,7 @@ class Client:
         wanted = {"dataset_id": dataset["id"], "model_type": model_type, "hyperparameters": hyperparameters}
         job = self.call("POST", "/training/start", json=wanted)["job_id"]
         deadline = time.monotonic() + PATIENCE
-        while (status := self.call("GET", f"/training/status/{job}"))["status"] in ("queued", "running") or not (status["model_id"] or status["error"]):
+        while (status := self.call("GET", f"/training/status/{job}"))["status"] in ("queued", "running"):
             assert time.monotonic() < deadline, status
             time.sleep(0.2)
         assert status["status"] == "completed", status

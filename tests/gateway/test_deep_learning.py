@@ -1,6 +1,6 @@
 """A client of the deep-learning-platform document: from its data set to its model; the facts of the services that do the work are the test's."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -62,14 +62,14 @@ class Work:
             PreparationCompleted(job_id=job, parts=1, rows=rows + 1, valid=rows, refused={"ragged": 1}, snapshot=snapshot, notes=["comma"]),
         )
 
-    async def fit(self, job: str, *, epochs: int = 3) -> None:
+    async def fit(self, job: str, *, epochs: int = 3, untold: Sequence[int] = ()) -> None:
         snapshot = await self._storage.put(f"local/{job}", b"PAR1")
         weights = await self._storage.put(f"local/{job}/1", b"weights")
         metrics = [{"epoch": float(n), "loss": 1 / n, "accuracy": 0.5, "val_loss": 2 / n, "val_accuracy": 0.25 * n} for n in range(1, epochs + 1)]
         await self.say(
             PreparationCompleted(job_id=job, parts=0, rows=2, valid=2, snapshot=snapshot),
             TrainingStarted(job_id=job, attempt=1, device="cpu"),
-            *(TrainingEvaluated(job_id=job, attempt=1, step=10 * n, metrics=told) for n, told in enumerate(metrics, 1)),
+            *(TrainingEvaluated(job_id=job, attempt=1, step=10 * n, metrics=told) for n, told in enumerate(metrics, 1) if n not in untold),
             TrainingProgressed(job_id=job, attempt=1, step=10 * epochs, total_steps=1000, epoch=float(epochs), metrics={"train_loss": 0.4}),
         )
         final: dict[str, float | None] = {"train_loss": 0.4, "train_accuracy": 0.5, "val_loss": 2 / epochs, "val_accuracy": 0.75, "val_f1_score": 0.7}
@@ -78,9 +78,11 @@ class Work:
             "report": {"classes": ["cat", "dog"]},
             "rows": 2,
             "epochs": epochs,
+            "training_seconds": 0.1,
         }
-        done = TrainingCompleted(job_id=job, attempt=1, step=10 * epochs, artifacts={"model.safetensors": weights}, steps=weights, metrics=final, summary=about)
-        await self.say(done)
+        all_epochs = {name: [told[name] for told in metrics] for name in ("loss", "accuracy", "val_loss", "val_accuracy")}
+        files = {"model.safetensors": weights, "history.json": await self._storage.put(f"local/{job}/1", msgspec.json.encode(all_epochs))}
+        await self.say(TrainingCompleted(job_id=job, attempt=1, step=10 * epochs, artifacts=files, steps=weights, metrics=final, summary=about))
 
 
 @pytest.fixture
@@ -121,7 +123,8 @@ async def started(api: httpx.AsyncClient, dataset: dict[str, Any], **changed: An
 
 async def completed(api: httpx.AsyncClient, job: str) -> dict[str, Any] | None:
     status = (await api.get(f"/training/status/{job}")).json()
-    return status if status["status"] == "completed" and status["model_id"] else None
+    assert (status["status"] == "completed") == bool(status["model_id"]), "a client goes on to its model as soon as it reads that"
+    return status if status["status"] == "completed" else None
 
 
 async def test_an_uploaded_data_set_is_processing_and_then_ready_with_what_is_in_it(api: httpx.AsyncClient, upload: Uploading, work: Work):
@@ -222,6 +225,39 @@ async def test_a_run_goes_from_its_start_to_its_results_and_its_model(api: httpx
     assert model["architecture"] == {"input_shape": [1], "output_classes": 2, "parameters": 10}
     assert len(model["lineage"]["snapshot_sha256"]) == 64
     assert (await api.get(f"/models/{model['id']}/download/model.safetensors")).content == b"weights"
+
+
+async def test_the_history_of_a_run_has_one_entry_an_epoch_also_where_the_facts_have_not_all_of_them(
+    api: httpx.AsyncClient, ready: dict[str, Any], work: Work
+):
+    """It is in a file of the model's, and gone with it."""
+
+    async def losses() -> list[float | None]:
+        return (await api.get(f"/training/results/{run['job_id']}")).json()["training_history"]["loss"]
+
+    run = await started(api, ready, model_type="mlp")
+    await work.fit(run["job_id"], epochs=4, untold=(2, 3))
+    await eventually(lambda: completed(api, run["job_id"]))
+
+    assert await losses() == [1.0, 0.5, 1 / 3, 0.25]
+    assert (await api.delete(f"/models/{run['job_id']}")).status_code == 204
+    assert await losses() == [1.0, None, None, 0.25]
+    assert (await api.get(f"/training/status/{run['job_id']}")).json()["status"] == "completed"
+
+
+async def test_how_long_a_run_takes_is_told_by_what_those_before_it_took(api: httpx.AsyncClient, upload: Uploading, work: Work):
+    """What begins and ends a run is not counted for every epoch: here nearly all of it."""
+    dataset = await upload()
+    await work.prepare(dataset["job_id"])
+    await eventually(lambda: shown(api, dataset["id"], "ready"))
+    unknown = await started(api, dataset, model_type="resnet101", hyperparameters={"epochs": 1})
+    await work.fit(unknown["job_id"], epochs=1)
+    await eventually(lambda: completed(api, unknown["job_id"]))
+
+    known = await started(api, dataset, model_type="resnet101", hyperparameters={"epochs": 100})
+
+    assert unknown["estimated_time"] > 5
+    assert 5 <= known["estimated_time"] <= 25  # 0.1 seconds an epoch
 
 
 async def test_trees_are_fitted_with_a_step_of_their_own_where_nobody_says_otherwise(api: httpx.AsyncClient, ready: dict[str, Any]):

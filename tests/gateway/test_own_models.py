@@ -325,5 +325,6 @@ async def test_a_project_can_build_on_its_own_run(yard: Yard, storage: Storage):
     second = await yard.run(project)
 
     assert [one.job_id for one in (await yard.tuning(second)).ancestors] == [first]
+    assert {(await yard.resolve(project, f"trainyard/{id}")).json()["license"] for id in (first, second)} == {tiny.LICENSE}
     lent = [fact for fact in await yard._logs["project"].read(f"ev.local.project.work_started.{project}") if isinstance(fact.event, ProjectWorkStarted)]
     assert lent == []

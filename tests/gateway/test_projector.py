@@ -21,6 +21,8 @@ from sqlalchemy.schema import CreateTable
 from infra.embedded import Servers
 from libs.events import (
     Claim,
+    DatasetCreated,
+    DatasetUsed,
     Event,
     File,
     JobCreated,
@@ -38,7 +40,7 @@ from libs.runtime import bus as runtime
 from services.gateway import migrations
 from services.gateway.loader import load_next
 from services.gateway.rebuild import rebuild
-from services.gateway.views import projects
+from services.gateway.views import datasets, projects
 from services.gateway.views.database import LIVE, NEXT, connection, ensure_views, pool
 from services.gateway.views.rows import Batch, Change, Drop, Merge, Operation, Put
 from services.gateway.views.runner import BATCH, Fenced, apply
@@ -166,6 +168,21 @@ async def test_work_that_a_project_was_told_of_goes_on_also_before_its_job_is_sh
     assert before.works == after.works == {"run", "chunk", "generate"}
     assert before.read_by_run == after.read_by_run == {"ingest"}
     assert (before.run, before.chunking, before.generating) == ("run", "chunk", "generate")
+
+
+async def test_a_data_set_is_busy_also_before_the_jobs_that_read_it_are_shown(here: World):
+    scribe = Scribe(here.log)
+    file = File(file_id="f", filename="a.csv", kind="dataset_upload", mime_type="text/csv", size=1, sha256="0" * 64, key="local/d/0", job_id="prepare")
+    await scribe.write(DatasetCreated(dataset_id="d", name="n", file=file), DatasetUsed(dataset_id="d", job_id="fit"))
+    session = await connection(here.url)
+    try:
+        await apply(session, await everything(here.log), 0, schema=LIVE, copy=True)
+        state, _ = await datasets.load(here.db, "local", "d")
+    finally:
+        session.terminate()
+
+    assert state
+    assert state.active_jobs == {"prepare", "fit"}
 
 
 async def test_a_type_that_this_version_does_not_know_passes_by(here: World):

@@ -12,6 +12,9 @@ from infra.embedded import Servers
 from libs.config import Service, load
 from libs.events import (
     Claim,
+    DatasetCreated,
+    DatasetDeleted,
+    DatasetUsed,
     ExportCompleted,
     ExportedFile,
     File,
@@ -95,6 +98,34 @@ async def test_what_belonged_to_a_deleted_project_goes_also_when_it_was_written_
 
     assert removed == 2
     assert await there(bucket) == {claim.key for claim in claims}
+
+
+async def test_what_belonged_to_a_deleted_data_set_goes_also_when_it_was_written_afterwards(here: World, bucket: Storage):
+    """A model that was made of it stays, and so does all that its run has left."""
+    scribe = Scribe(here.log)
+    names = ("kept", "learned", "late")
+    claims = {name: (await bucket.put(f"local/{name}", b"a,b"), await bucket.put(f"local/prepares-{name}", b"table")) for name in names}
+    for name, (source, _) in claims.items():
+        about = {"filename": "a.csv", "kind": "dataset", "mime_type": "text/csv", "size": source.size, "sha256": source.sha256, "key": source.key}
+        file = File(file_id=f"file-{name}", job_id=f"prepares-{name}", **about)
+        created = JobCreated(job_id=file.job_id, kind="prepare", stages=["preparation"], inputs={"dataset_id": name})
+        await scribe.write(DatasetCreated(dataset_id=name, name=name, file=file), created)
+    prepared = {name: PreparationCompleted(job_id=f"prepares-{name}", parts=1, rows=1, valid=1, snapshot=snapshot) for name, (_, snapshot) in claims.items()}
+    await scribe.write(prepared["kept"])
+    await scribe.write(prepared["learned"])
+    fit = JobCreated(job_id="fit", kind="train", stages=["preparation", "training"], inputs={"dataset_id": "learned", "source": "prepares-learned"})
+    await scribe.write(DatasetUsed(dataset_id="learned", job_id="fit"), fit)
+    await scribe.write(PreparationCompleted(job_id="fit", parts=0, rows=1, valid=1, snapshot=claims["learned"][1]))
+    model = await bucket.put("local/fit/1", b"model")
+    await scribe.write(TrainingStarted(job_id="fit", attempt=1))
+    await scribe.write(TrainingCompleted(job_id="fit", attempt=1, step=1, artifacts={"model.onnx": model}, steps=model))
+    for name in ("learned", "late"):
+        await scribe.write(DatasetDeleted(dataset_id=name, job_id=f"prepares-{name}"))
+    await scribe.write(prepared["late"])
+
+    await swept(here, bucket)
+
+    assert await there(bucket) == {*(claim.key for claim in claims["kept"]), model.key}
 
 
 async def test_what_is_outdated_stays_as_long_as_a_job_that_is_not_over_reads_it(here: World, bucket: Storage):

@@ -451,7 +451,7 @@ async def test_when_a_run_will_be_done_is_told_as_long_as_that_can_be_known(api:
     listed = (await api.get(f"/projects/{project}/jobs", params={"type": "train"})).json()["jobs"]
     one = (await api.get(f"/jobs/{job}")).json()
     await stages.say(TrainingAttemptLost(job_id=job, attempt=1, cause="killed"))
-    lost = await eventually(lambda: job_says(api, job, "Attempt 1 was lost (killed): it will go on from the last checkpoint"))
+    lost = await eventually(lambda: job_says(api, job, "Attempt 1 was lost (killed): it will go on from its last checkpoint, or begin again"))
     await stages.say(TrainingStarted(job_id=job, attempt=2, resumed_from=100))
     resumed = await eventually(lambda: attempt(api, project, 2))
     await stages.say(TrainingProgressed(job_id=job, attempt=2, step=110, total_steps=1000, made=9, seconds=9.0))

@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from tests.kit.evidence import Evidence, Fact
+from tests.kit.run_checker import ends
 
 
 def data_sets_are_whole(evidence: Evidence) -> Iterator[str]:
@@ -66,10 +67,13 @@ def nothing_happens_to_a_deleted_data_set(evidence: Evidence) -> Iterator[str]:
     created: set[str] = set()
     gone: dict[str, int] = {}
     uses: dict[str, set[str]] = defaultdict(set)
+    stages: dict[str, list[str]] = {}
     over: set[str] = set()
     """Jobs that have ended, or were asked to."""
     for fact in evidence.facts:
-        if fact.type == "job.cancel_requested" or (fact.stage and _is_end(fact)):
+        if fact.type == "job.created":
+            stages[fact.data["job_id"]] = fact.data["stages"]
+        elif fact.type == "job.cancel_requested" or (fact.stage and ends(fact, stages.get(fact.data["job_id"], [""]))):
             over.add(fact.data["job_id"])
         if fact.category not in ("dataset", "model"):
             continue
@@ -90,12 +94,6 @@ def nothing_happens_to_a_deleted_data_set(evidence: Evidence) -> Iterator[str]:
             case "dataset.deleted" | "model.deleted":
                 gone[id] = fact.seq
                 yield from (f"fact {fact.seq}: job {job} still reads data set {id}" for job in sorted(uses[id] - over))
-
-
-def _is_end(fact: Fact) -> bool:
-    """Of the job, or of the only stage in which it reads its data set as it was uploaded or prepared."""
-    name = fact.type.partition(".")[2]
-    return name in ("failed", "cancelled") or fact.type == "training.completed" or (fact.type == "preparation.completed" and not fact.data.get("position"))
 
 
 def models_are_what_fits_made(evidence: Evidence) -> Iterator[str]:

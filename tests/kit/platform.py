@@ -166,7 +166,9 @@ class Platform:
         async with self.database() as session:
             known = await session.fetch(
                 """select key from files union select key from parts
-                    union select o.id from objects o join jobs j on j.id = o.job_id join projects p on p.id = j.project_id"""
+                    union select o.id from objects o join jobs j on j.id = o.job_id join projects p on p.id = j.project_id
+                    union select o.id from objects o join datasets d on d.job_id = split_part(o.id, '/', 2)
+                    union select o.id from objects o join jobs j on j.id = split_part(o.id, '/', 2) where j.kind = 'train' and j.project_id = ''"""
             )
         return keys - {row["key"] for row in known}
 

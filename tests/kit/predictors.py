@@ -96,8 +96,14 @@ def question(tenant: str, files: tuple[Claim, Claim], *inputs: Any, **changed: A
 
 
 async def ask(nc: Client, question: Question, *, patience: float = 15.0) -> Answer:
-    return msgspec.json.decode((await nc.request(f"ask.{SUBJECT}", msgspec.json.encode(question), timeout=patience)).data, type=Answer)
+    return await _ask(nc, msgspec.json.encode(question), patience=patience)
 
 
 async def ask_often(nc: Client, question: Question, *, times: int) -> list[Answer]:
-    return await asyncio.gather(*(ask(nc, question) for _ in range(times)))
+    """At once."""
+    asked = msgspec.json.encode(question)
+    return await asyncio.gather(*(_ask(nc, asked, patience=30.0) for _ in range(times)))
+
+
+async def _ask(nc: Client, asked: bytes, *, patience: float) -> Answer:
+    return msgspec.json.decode((await nc.request(f"ask.{SUBJECT}", asked, timeout=patience)).data, type=Answer)

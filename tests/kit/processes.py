@@ -38,7 +38,7 @@ def trainers(service: int) -> list[int]:
 def still_training(home: Path) -> list[str]:
     """Everything that was forked from a forkserver, also from one that is gone; and forkservers without a service."""
     found = list(_all())
-    services = {seen.pid for seen in found if seen.command.endswith(b"services.training\0")}
+    services = {seen.pid for seen in found if seen.command.endswith(b"services.training\0") or b"from services.training.app import serve" in seen.command}
     return [str(seen) for seen in found if _forks(seen) and seen.parent not in services and _is_of(home, seen)]
 
 

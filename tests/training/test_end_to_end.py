@@ -98,10 +98,10 @@ async def test_a_killed_fit_has_the_losses_and_the_model_of_an_undisturbed_one(
     for job in (undisturbed, killed):
         await job.create_with(msgspec.to_builtins(fit), inputs=msgspec.to_builtins(FitInputs(dataset_id="data", source="prepared")))
         await job.prepare(fits.parquet(fits.mixed(missing=0.1)))
-    await undisturbed.completed(patience=40)
+    await undisturbed.completed(patience=60)
     await killed.checkpointed()
     kill(child(training))
-    first, second = await undisturbed.completed(), await killed.completed(patience=40)
+    first, second = await undisturbed.completed(), await killed.completed(patience=60)
 
     assert (await killed.of(TrainingStarted))[1].resumed_from > 0
     assert await undisturbed.curve(first.steps) == await killed.curve(second.steps)

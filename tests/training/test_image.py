@@ -24,7 +24,7 @@ from transformers import AutoModelForImageClassification, LlamaConfig, ResNetCon
 from services.training import images
 from services.training.frames import BatchReduced, Checkpoint, Completed, Evaluated, Failed, Phase, Ready, Step, Stopped
 from services.training.images import Preparation, Unfit
-from services.training.runner import entry, pictures, vision
+from services.training.runner import entry, pictures, portable, vision
 from services.training.runner.outcome import Failure
 from services.training.runner.wishes import Wishes
 from services.training.trainers import image
@@ -500,6 +500,17 @@ def test_the_programs_of_the_model_card_run_as_they_stand(learned, monkeypatch, 
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(programs) == 2
     assert all("'prediction': 'red'" in line for line in lines)
+
+
+def test_a_network_of_the_hub_that_can_not_be_written_as_onnx_is_kept_with_a_note(tmp_path, hub, monkeypatch):
+    monkeypatch.setattr(portable, "export", lambda *args, **more: Path(args[2]).write_bytes(b"half") and 1 / 0)
+
+    told = looks.train(looks.spec(tmp_path, SQUARES, model_type="someone/small", smoke=False, pretrained=True, epochs=1))
+
+    assert "model.safetensors" in artifacts(told)
+    assert "model.onnx" not in artifacts(told)
+    assert any("can't be written as ONNX" in note for note in completed(told).summary["report"]["notes"])
+    assert "onnxruntime" not in artifacts(told)["README.md"].read_text()
 
 
 def test_the_preparation_needs_no_torch(learned):

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from libs.events import FineTune
 from services.training import models
 from services.training.ending import Hopeless
-from services.training.frames import Completed, Evaluated, Ready, RunSpec
+from services.training.frames import Checkpoint, Completed, Evaluated, Ready, RunSpec, Step
 from services.training.orders import Order
 from services.training.runner import tiny
 from services.training.runner.outcome import Failure
@@ -80,6 +80,17 @@ def test_a_qlora_run_begins_with_it_too_and_only_then_rounds_to_4_bits(tmp_path:
     told = on(tmp_path / "second", ("lora", adapter), cache=cache, method="qlora", max_steps=2)
 
     assert before(told) == pytest.approx(end(adapter).metrics["eval_loss"], rel=0.05)
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+def test_a_resumed_run_puts_it_together_anew_and_goes_on_as_if_nothing_had_been(tmp_path: Path, cache: Path, adapter: kit.Told, method: str):
+    wanted = {"method": method, "max_steps": 4, "save_steps": 2, "num_epochs": 4}
+    whole = on(tmp_path / "whole", ("lora", adapter), cache=cache, **wanted)
+    again = laid_out(tmp_path / "again", ("lora", adapter), rows=ROWS, cache=cache, **wanted)
+
+    resumed = kit.train(msgspec.structs.replace(again, attempt=2, resume=whole.of(Checkpoint)[0].path))
+
+    assert [(step.step, step.loss) for step in resumed.of(Step)] == [(step.step, pytest.approx(step.loss, rel=1e-5)) for step in whole.of(Step)[2:]]
 
 
 def test_own_models_stand_on_own_models(tmp_path: Path, cache: Path, adapter: kit.Told):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -22,12 +23,17 @@ from libs.storage import Missing, Storage
 from services.gateway.api.deep_learning.predict import asked
 from services.gateway.questions import Questions
 from services.training import features
+from services.training.eyes import Shown
 from services.training.features import Preparation, Target
+from services.training.frames import Completed
 from services.training.reading import Reader, Wrong
+from services.training.runner.looking import seen
 from services.training.sessions import OWN, Loaded, Sessions, TooLarge, Unusable, opened
 from services.training.transfer import Spoiled
+from tests.kit import fits, looks
 from tests.kit import predictors as kit
 from tests.kit.eventually import eventually
+from tests.kit.finetunes import Told
 from tests.kit.servers import revive
 from tests.kit.training import descendants, kill, service
 
@@ -472,3 +478,43 @@ async def test_a_question_that_makes_no_sense_is_answered_too(training: Process,
         said = msgspec.json.decode((await nc.request(f"ask.{SUBJECT}", strange, timeout=10)).data, type=Answer)
         assert said.refusal
         assert said.refusal.code == "service"
+
+
+# ---- what runs of ours leave
+
+
+@pytest.mark.parametrize("fit", [{"model_type": "gradient_boosting", "epochs": 5}, {"model_type": "mlp", "epochs": 2}], ids=lambda fit: fit["model_type"])
+def test_a_table_model_predicts_what_it_said_to_its_trainer(tmp_path: Path, fit: dict[str, Any]):
+    frame = fits.mixed(missing=0.1)
+    left = artifacts(fits.train(fits.spec(tmp_path, frame, **fit)))
+    rows = [json.loads(line) for line in frame.drop(fits.TARGET).head(30).write_ndjson().splitlines()]
+
+    loaded = opened(left["model.onnx"], left["preprocess.json"], size=1)
+    assert loaded.reader
+    x, notes = loaded.reader.read(raw(*rows, list(rows[0].values())))
+    found = loaded.answer(x, probabilities=True)
+
+    preparation = msgspec.json.decode(left["preprocess.json"], type=Preparation)
+    np.testing.assert_array_equal(x[:30], preparation.encode_rows(rows))
+    assert notes == []
+    assert found[0] == found[30]
+    assert {one.said for one in found} == {"low", "middle", "high"}
+    assert all(one.probabilities and one.confidence == max(share or 0.0 for share in one.probabilities.values()) for one in found)
+
+
+def test_an_image_model_predicts_what_it_has_learned(tmp_path: Path):
+    left = artifacts(looks.train(looks.spec(tmp_path, looks.archive(looks.squares()), epochs=4)))
+    loaded = opened(left["model.onnx"], left["preprocess.json"], size=1)
+    assert loaded.look
+    squares = [data for _, data in looks.squares(each=2, seed=7).values()]
+
+    shown = seen(Shown(preparation=loaded.look, items=squares, are_json=False))
+    pixels = np.frombuffer(shown.pixels, dtype=np.uint8).reshape(len(squares), loaded.look.size, loaded.look.size, 3)
+    found = loaded.answer(loaded.look.scaled(pixels), probabilities=False)
+
+    assert [one.said for one in found] == [label for label, _ in looks.squares(each=2, seed=7).values()]
+
+
+def artifacts(told: Told) -> dict[str, bytes]:
+    assert isinstance(told.end, Completed)
+    return {name: Path(path).read_bytes() for name, path in told.end.artifacts.items()}

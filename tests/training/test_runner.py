@@ -7,13 +7,15 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import psutil
 import pytest
 
+from libs.runtime.waiting import within
 from services.training.children import Child, Children
+from services.training.forking import Order, Started
 from services.training.frames import (
     Cancel,
     Checkpoint,
@@ -255,3 +257,20 @@ def test_a_run_can_be_done_by_hand(cache, tmp_path, monkeypatch, capsys):
     assert status == 0
     assert isinstance(frames[-1], Completed)
     assert len(list((tmp_path / "run").glob("checkpoint-*.pt"))) == 1
+
+
+async def test_a_child_that_is_there_at_the_moment_when_nobody_wants_it_any_more_is_ended():
+    children = Children()
+    ours, theirs = socket.socketpair()
+    born = await asyncio.create_subprocess_exec("sleep", "60", start_new_session=True)
+    children._control, children._server = ours, cast("Any", born)
+    with ours, theirs:
+        forking = asyncio.create_task(children._fork(Order(entry="", spec=msgspec.Raw(b"\xc0")), theirs))
+        await eventually(lambda: children._forks)
+
+        children._hear(Started(pid=born.pid))
+        forking.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await forking
+    assert await within(10, born.wait()) == -signal.SIGKILL

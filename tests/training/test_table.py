@@ -319,6 +319,17 @@ def test_a_thousand_epochs_are_told_as_some_hundreds_and_the_first_ones_all():
     assert max(later - epoch for epoch, later in pairwise(told)) <= 64
 
 
+def test_the_history_that_a_run_leaves_has_every_epoch_also_those_that_were_not_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(course, "TOLD", 4)
+
+    run = fits.train(fits.spec(tmp_path, fits.values(), model_type="gradient_boosting", epochs=11, patience=0))
+
+    history, told = msgspec.json.decode(content(run, course.HISTORY)), run.of(Evaluated)
+    assert [frame.metrics["epoch"] for frame in told] == [1, 2, 3, 4, 6, 8, 11]
+    assert {len(values) for values in history.values()} == {11}
+    assert [history["val_loss"][round(frame.metrics["epoch"]) - 1] for frame in told] == [frame.metrics["val_loss"] for frame in told]
+
+
 def test_many_small_steps_are_told_together_and_every_row_is_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(table, "MOST_LINES", 10)
     monkeypatch.setattr(table.Run, "finish", lambda run: Completed(step=run.step, artifacts={}))
@@ -380,6 +391,7 @@ def test_a_run_goes_on_from_any_checkpoint_as_if_nothing_had_happened(runs, tmp_
     assert losses(resumed) == {step: loss for step, loss in losses(undisturbed).items() if step > 10}
     assert [frame.metrics for frame in resumed.of(Evaluated)] == [frame.metrics for frame in undisturbed.of(Evaluated) if frame.step > 10]
     assert content(resumed, file) == content(undisturbed, file)
+    assert content(resumed, course.HISTORY) == content(undisturbed, course.HISTORY)
     assert completed(resumed).metrics == completed(undisturbed).metrics
 
 

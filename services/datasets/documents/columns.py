@@ -29,7 +29,7 @@ _decode = msgspec.json.Decoder().decode
 def read(file: IO[bytes], limits: Limits) -> Iterator[Found]:
     try:
         yield from _read(BytesIO(file.read()))
-    except pl.exceptions.PolarsError as error:
+    except (pl.exceptions.PolarsError, ValueError, OverflowError) as error:  # the latter of dates that only a damaged file has
         raise _damaged(error) from None
     except BaseException as error:
         if type(error).__name__ == "PanicException":  # what the library, which isn't Python, calls an error of its own

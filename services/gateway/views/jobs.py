@@ -150,7 +150,7 @@ def project(recorded: Recorded) -> Iterator[Operation]:
         case TrainingBatchReduced(job_id=id, micro_tokens=tokens):
             yield Change(jobs, id, {"message": f"The device's memory is small: {tokens} tokens at once from here on, with the same result"})
         case TrainingAttemptLost(job_id=id, attempt=attempt, cause=cause):
-            yield Change(jobs, id, {"message": f"Attempt {attempt} was lost ({cause}): it will go on from the last checkpoint", **_AT_NO_PACE})
+            yield Change(jobs, id, {"message": f"Attempt {attempt} was lost ({cause}): it will go on from its last checkpoint, or begin again", **_AT_NO_PACE})
         case TrainingCompleted(job_id=id, merge=True):
             yield Change(jobs, id, {"stage": "training", "phase": "completed", "progress": _MERGED, **_AT_NO_PACE})
         case TrainingCompleted(job_id=id) as event:

@@ -138,17 +138,19 @@ async def history(db: asyncpg.Pool, job_id: str) -> list[dict[str, float | None]
     return [msgspec.json.decode(row["metrics"]) for row in rows]
 
 
-async def pace(db: asyncpg.Pool, tenants: list[str], model_type: str) -> float | None:
-    """Seconds for a row in an epoch, as the latest runs with this type took them; None when there were none."""
-    return await db.fetchval(
-        """select percentile_cont(0.5) within group (order by spent)
-             from (select extract(epoch from r.finished_at - r.started_at)::float8 / greatest(1, (r.summary ->> 'rows')::float8 * (r.summary ->> 'epochs')::float8) as spent
+async def pace(db: asyncpg.Pool, tenants: list[str], model_type: str) -> tuple[float, float] | None:
+    """Seconds for a row in an epoch, and those in which nothing is learned, as the latest runs with this type took them; None when there were none."""
+    row = await db.fetchrow(
+        """select percentile_cont(0.5) within group (order by learning / greatest(1, rows)), percentile_cont(0.5) within group (order by greatest(0, took - learning))
+             from (select extract(epoch from r.finished_at - r.started_at)::float8 as took, (r.summary ->> 'training_seconds')::float8 as learning,
+                          (r.summary ->> 'rows')::float8 * (r.summary ->> 'epochs')::float8 as rows
                      from runs r join models m on m.id = r.id
-                    where m.tenant = any($1) and m.model_type = $2 and r.summary ->> 'rows' <> '' and r.summary ->> 'epochs' <> ''
+                    where m.tenant = any($1) and m.model_type = $2 and r.summary ->> 'training_seconds' <> ''
                     order by m.created_at desc limit 20) latest""",
         tenants,
         model_type,
     )
+    return None if row is None or row[0] is None else (row[0], row[1])
 
 
 async def taken(db: asyncpg.Pool, tenant: str, prefix: str) -> int:

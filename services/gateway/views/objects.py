@@ -58,7 +58,7 @@ def _kept(recorded: Recorded, job: str, claims: Iterable[Claim]) -> Iterator[Put
 
 
 async def referred(db: asyncpg.Pool, keys: list[str]) -> set[str]:
-    """Those of the keys that facts refer to. What a job wrote after its project was deleted belongs to nobody; what newer rows took the place of stays as long as
+    """Those of the keys that facts refer to. What a job wrote after its project or data set was deleted belongs to nobody; what newer rows took the place of stays as long as
     a job that is not over may read it."""
     rows = await db.fetch(
         """with at_work as materialized (select inputs::text as reads, case kind when 'train' then project_id end as reads_all_of
@@ -68,7 +68,8 @@ async def referred(db: asyncpg.Pool, keys: list[str]) -> set[str]:
             union select key from unnest($1::text[]) key join jobs j on j.id = split_part(key, '/', 2) where exists (select from at_work where strpos(reads, j.id) > 0 or reads_all_of = j.project_id)
             union select o.id from objects o
                    where o.id = any($1)
-                     and not exists (select from jobs j where j.id = o.job_id and j.project_id <> '' and not exists (select from projects p where p.id = j.project_id))""",
+                     and not exists (select from jobs j where j.id = o.job_id and j.project_id <> '' and not exists (select from projects p where p.id = j.project_id))
+                     and not exists (select from jobs j where j.id = split_part(o.id, '/', 2) and j.kind = 'prepare' and not exists (select from datasets d where d.job_id = j.id))""",
         keys,
     )
     return {row["key"] for row in rows}

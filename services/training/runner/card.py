@@ -65,7 +65,7 @@ Tells {names} of `{_plain(target.name)}` from {len(preparation.features)} featur
 - `model.onnx`: the model. Input `x` is float32 [rows, {preparation.width}], output `y` is {"the probability of each class" if target.classes else "the standardised value"}.
 - `preprocess.json`, `features.py`: from a row to `x`, and from `y` to an answer. They need numpy and msgspec.
 - `{original}`: the weights as they were trained.
-- `config.json`: how.
+- `config.json`: how. `history.json`: what each epoch came to.
 
 ## Use it
 

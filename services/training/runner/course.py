@@ -1,8 +1,10 @@
 """How a fit goes on from epoch to epoch: what each came to, which was the best, and when there is nothing more to hope for. In the child only."""
 
 import math
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
@@ -13,6 +15,8 @@ from .outcome import Failure
 
 TOLD = 200
 """Epochs that are each told; of as many again every second, of twice as many every fourth, and so on: a log is no place for 10,000 of them."""
+HISTORY = "history.json"
+"""The file that has all of them."""
 OF_CLASSES = ("val_loss", "val_accuracy", "val_f1")
 OF_VALUES = ("val_loss", "val_mae", "val_rmse", "val_r2")
 HIGHER = ("val_accuracy", "val_f1", "val_r2")
@@ -33,11 +37,15 @@ class Course:
         self.best = 0
         self.metrics: Metrics = {}
         """Of the best epoch."""
+        self.history: dict[str, list[float]] = {}
+        """Of every epoch, in their order."""
         self._fit = fit
 
     def note(self, metrics: Metrics) -> bool:
         """Of the next epoch; whether it is the best so far."""
         self.epoch += 1
+        for name, value in metrics.items():
+            self.history.setdefault(name, []).append(value)
         if not self.best or self._rank(metrics) < self._rank(self.metrics):
             self.best, self.worse, self.metrics = self.epoch, 0, metrics
             return True
@@ -58,10 +66,14 @@ class Course:
         return self.over or told(self.epoch)
 
     def state(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "worse": self.worse, "best": self.best, "metrics": self.metrics}
+        return {"epoch": self.epoch, "worse": self.worse, "best": self.best, "metrics": self.metrics, "history": self.history}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.epoch, self.worse, self.best, self.metrics = state["epoch"], state["worse"], state["best"], state["metrics"]
+        self.history = state["history"]
+
+    def write(self, folder: Path) -> None:
+        Path(folder, HISTORY).write_bytes(msgspec.json.encode(self.history))
 
     def _rank(self, metrics: Metrics) -> float:
         value = metrics[NAMES.get(self._fit.monitor, self._fit.monitor)]

@@ -12,7 +12,10 @@ from .vision import Found
 MOST_NAMED = 50
 """Classes."""
 
-_PORTABLE = """import msgspec
+_PORTABLE = """`pip install onnxruntime msgspec numpy pillow`, then, in this folder:
+
+```python
+import msgspec
 import onnxruntime
 from PIL import Image
 
@@ -25,9 +28,14 @@ session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionPro
 pictures = [Image.new("RGB", (320, 240), "red")]  # or: [images.picture(open("photo.jpg", "rb").read())]
 output = session.run(["y"], {"x": preparation.encode(pictures)})[0]
 print(preparation.decode(output))
+```
+
 """
 
-_ORIGINAL = """import msgspec
+_ORIGINAL = """As it was trained, with `pip install torch transformers msgspec pillow`:
+
+```python
+import msgspec
 import torch
 from PIL import Image
 from transformers import AutoModelForImageClassification
@@ -42,15 +50,15 @@ x = torch.from_numpy(preparation.encode([Image.new("RGB", (320, 240), "red")]))
 with torch.no_grad():
     output = torch.softmax(model(pixel_values=x).logits, dim=1)
 print(preparation.decode(output.numpy()))
+```
 """
 
 
 def write(folder: Path, spec: FitSpec, preparation: Preparation, *, found: Found, metrics: dict[str, float], summary: dict[str, Any]) -> None:
-    classes, size = preparation.classes, preparation.size
+    classes = preparation.classes
     named = ", ".join(plain(name) for name in classes[:MOST_NAMED]) + (", ..." if len(classes) > MOST_NAMED else "")
     measured = "\n".join(f"| {name} | {value:.6g} |" for name, value in metrics.items())
     notes = "\n".join(f"- {plain(note)}" for note in summary["report"]["notes"])
-    verified = summary["verified"]
     begins = f"`{found.base}` of the model hub, at {found.revision}" if found.base else "random weights"
     text = f"""---
 library_name: transformers
@@ -85,25 +93,22 @@ Tells apart: {named}. {summary["architecture"]["parameters"]:,} parameters.
 {chr(10) + notes + chr(10) if notes else ""}
 ## Files
 
-- `model.onnx`: the model. Input `x` is float32 [images, 3, {size}, {size}], output `y` is the probability of each class; on {verified["rows"]} held-out images it is that of the
-  trained network but for {verified["largest_difference"]:.1g} at most.
-- `preprocess.json`, `images.py`: from an image to `x`, and from `y` to an answer. They need numpy, msgspec and Pillow.
+{_portable(preparation, summary["verified"])}- `preprocess.json`, `images.py`: from an image to `x`, and from `y` to an answer. They need numpy, msgspec and Pillow.
 - `model.safetensors`, `config.json`: the network as it was trained, for transformers.
-- `training.json`: how.
+- `training.json`: how. `history.json`: what each epoch came to.
 
 ## Use it
 
-`pip install onnxruntime msgspec numpy pillow`, then, in this folder:
-
-```python
-{_PORTABLE}```
-
-Or as it was trained, with `pip install torch transformers msgspec pillow`:
-
-```python
-{_ORIGINAL}```
-"""
+{_PORTABLE if summary["verified"] else ""}{_ORIGINAL}"""
     (folder / CARD).write_text(text)
+
+
+def _portable(preparation: Preparation, verified: dict[str, Any]) -> str:
+    if not verified:
+        return ""
+    shape = f"[images, 3, {preparation.size}, {preparation.size}]"
+    held = f"on {verified['rows']} held-out images it is that of the trained network but for {verified['largest_difference']:.1g} at most"
+    return f"- `model.onnx`: the model. Input `x` is float32 {shape}, output `y` is the probability of each class; {held}.\n"
 
 
 def plain(text: str) -> str:

@@ -37,6 +37,8 @@ SMOKE = "This is a smoke run: the network is a tiny random one of the same archi
 SCRATCH = "weights not reachable: trained from scratch"
 MOST_PARAMETERS = 450_000_000
 """Whose 32 bits each have room in one ONNX file."""
+TINY = 5_000_000
+"""Parameters that a smoke run's network has at most."""
 MOST_LAYERS = 1_000
 ANSWERS = 10.0
 """Seconds within which a hub says that it is there. Its library would try for half a minute, though the run can go on without."""
@@ -138,7 +140,7 @@ def _config(fit: Fit) -> PretrainedConfig:
 def _tiny(fit: Fit) -> PretrainedConfig:
     match fit.model_type:
         case "vit":
-            small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+            small: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
             return ViTConfig(**small, image_size=fit.image_size, patch_size=fit.image_size // 8)
         case "convnext":
             return ConvNextConfig(hidden_sizes=[8, 16, 32, 64], depths=[1, 1, 1, 1])
@@ -171,7 +173,7 @@ def _smoke(fit: Fit, classes: list[str], cache: Path, progress: Progress) -> Fou
         return Found(_built(_named(_tiny(fit), classes)), look, "", "", notes)
     config = _classifier(fit.model_type, folder)
     try:
-        network = _built(_named(_shrunk(config), classes))
+        network = _built(_named(bases.loaded("The network", lambda: _shrunk(config)), classes), most=TINY)
         look = _suited(fit.model_type, network, _look(folder, fit.image_size))
     except Failure:  # not every combination of small numbers is a network
         notes.append(f"Its architecture is that of resnet50: {config.model_type} can't be made small here.")
@@ -183,7 +185,7 @@ def _loaded(name: str, fit: Fit, classes: list[str], cache: Path, progress: Prog
     folder = _folder(name, cache, progress, patient=patient)
     config = _named(_classifier(name, folder), classes)
     if (least := _parameters(config)) > MOST_PARAMETERS:
-        raise _too_large(least)
+        raise _too_large(least, MOST_PARAMETERS)
     if not any(folder.glob("*.safetensors")):
         folder = bases.downloaded(name, folder.name, cache, [*SMALL, "*.safetensors"], progress)
     stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
@@ -255,6 +257,9 @@ def _classifier(name: str, folder: Path) -> PretrainedConfig:
     config: PretrainedConfig = bases.loaded(name, lambda: AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True))
     if config.model_type not in CLASSIFIERS or config.model_type == "timm_wrapper":
         raise Failure("model", f"{name} is no image classifier: its type is {config.model_type}. Take one that the hub lists under image classification.")
+    kinds = CLASSIFIERS[config.model_type]
+    if isinstance(kinds, tuple) and not set(config.architectures or ()) & set(kinds):
+        config.architectures = [kinds[0]]
     if (layers := _layers(config)) > MOST_LAYERS:
         raise Failure("model", f"The config.json of {name} asks for {layers:,} layers; more than {MOST_LAYERS:,} are no model.")
     return config
@@ -321,14 +326,14 @@ def _suited(name: str, network: PreTrainedModel, look: Look) -> Look:
 # ---- building
 
 
-def _built(config: PretrainedConfig) -> PreTrainedModel:
-    if (count := _parameters(config)) > MOST_PARAMETERS:
-        raise _too_large(count)
+def _built(config: PretrainedConfig, *, most: int = MOST_PARAMETERS) -> PreTrainedModel:
+    if (count := _parameters(config)) > most:
+        raise _too_large(count, most)
     return bases.loaded("The network", lambda: AutoModelForImageClassification.from_config(config, dtype=torch.float32, trust_remote_code=False))
 
 
-def _too_large(count: int) -> Failure:
-    return Failure("model", f"The network has {count:,} parameters; {MOST_PARAMETERS:,} are the most that a model of images can have here.")
+def _too_large(count: int, most: int) -> Failure:
+    return Failure("model", f"The network has {count:,} parameters; {most:,} are the most that a model of images can have here.")
 
 
 def _parameters(config: PretrainedConfig) -> int:
@@ -350,10 +355,13 @@ SMALLEST: dict[str, Any] = {
 
 def _shrunk(config: PretrainedConfig) -> PretrainedConfig:
     """Of the same architecture, as far as its names for sizes are known."""
-    known = config.to_dict()
+    known = {key: value for key, value in config.to_dict().items() if key not in ("stage_names", "out_features", "out_indices")}
     known |= {key: value for key, value in SMALLEST.items() if isinstance(known.get(key), int) and known[key] > value}
     if isinstance(sizes := known.get("hidden_sizes"), list):
         known["hidden_sizes"] = [8 * 2**stage for stage in range(len(sizes))]
     if isinstance(depths := known.get("depths"), list):
         known["depths"] = [1] * len(depths)
+    for name in ("num_heads", "num_attention_heads"):
+        if isinstance(heads := known.get(name), list):
+            known[name] = [2] * len(heads)
     return type(config).from_dict(known)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from services.training import images
+from services.training.disk import is_disk_full
 from services.training.frames import BatchReduced, Checkpoint, Completed, Evaluated, FitSpec, Frame, Phase, Ready, Step, Stopped
 from services.training.images import Pixels, Preparation
 from services.training.runner import checkpoint, course, image_card, machine, measures, pictures, reports, vision
@@ -39,8 +40,9 @@ KEEPING = 0.05
 """Share of the time that goes into writing them, at most."""
 MOST_LINES = 20_000
 """Of the step log, besides the one at the end of each epoch."""
-AT_ONCE = {"cpu": 16 * 224 * 224, "cuda": 256 * 224 * 224}
-"""Pixels that go through the network at most. On a CPU a second or two pass with them, after which somebody may want the run to stop."""
+AT_ONCE = {"cpu": 8 * 224 * 224, "cuda": 256 * 224 * 224}
+"""Pixels that go through the network at most. On a CPU some seconds pass with them, after which somebody may want the run to stop."""
+ONNX = "model.onnx"
 TRIED = 16
 """Held-out images on which the saved model is compared with the trained one."""
 
@@ -112,6 +114,8 @@ class Run:
         """Steps of this epoch that are done."""
         self.sums = {"loss": 0.0, "weight": 0.0, "right": 0.0, "rows": 0.0}
         self.best: dict[str, Tensor] = {}
+        self.without = ""
+        """Why there is no ONNX file."""
         self.seconds = 0.0
         self.untold = {"steps": 0.0, "loss": 0.0, "rows": 0.0, "seconds": 0.0}
         self.kept_step = -1
@@ -364,32 +368,43 @@ class Run:
     def finish(self) -> Completed:
         self.found.network.load_state_dict(self.best)
         self.tell(Phase(name="save"))
-        report = self._report(self.answer(self.known.held_out))
+        answer = self.answer(self.known.held_out)
         folder = Path(self.spec.folder, "artifacts")
         folder.mkdir(exist_ok=True)
         verified = self.wishes.unless_stopped(lambda: self._save(folder))
         metrics = self.metrics()
-        summary = self.summary(metrics, verified, report)
+        summary = self.summary(metrics, verified, self._report(answer))
         (folder / "preprocess.json").write_bytes(_readable(self.preparation))
         (folder / "training.json").write_bytes(_readable(self._training()))
         shutil.copy(images.__file__, folder / "images.py")
         image_card.write(folder, self.spec, self.preparation, found=self.found, metrics=metrics, summary=summary)
+        self.course.write(folder)
         files = {path.name: str(path) for path in sorted(folder.iterdir())}
         return Completed(step=self.step, artifacts=files, metrics=metrics, summary=summary)
 
     def _save(self, folder: Path) -> dict[str, Any]:
         """As transformers reads it, and as ONNX; compared on a CPU, where the trained model reckons as exactly as the other."""
-        from services.training.runner import portable  # nobody waits for it before the first step
-
         self.dropping()
         network = self.network.to("cpu", memory_format=torch.contiguous_format).eval()  # pyright: ignore[reportCallIssue]
         self.found.network.save_pretrained(folder, max_shard_size="100GB")
+        try:
+            return self._exported(network, folder)
+        except Exception as error:  # not each of the hub's networks can be written down so
+            if "/" not in self.fit.model_type or ran_out_of_memory(error) or is_disk_full(error):
+                raise
+            Path(folder, ONNX).unlink(missing_ok=True)
+            self.without = f"{self.fit.model_type} can't be written as ONNX ({type(error).__name__}), so it can't predict here: load model.safetensors."
+            return {}
+
+    def _exported(self, network: nn.Module, folder: Path) -> dict[str, Any]:
+        from services.training.runner import portable  # nobody waits for it before the first step
+
         shown = [self.known.picture(index) for index in self.known.held_out[:TRIED].tolist()]
         x = self.preparation.encode(shown if len(shown) > 1 else shown * 2)
-        portable.export(network, torch.from_numpy(x[:2]), folder / portable.MODEL, classes=True)
+        portable.export(network, torch.from_numpy(x[:2]), folder / ONNX, classes=True)
         with torch.no_grad():
             expected = torch.softmax(network(torch.from_numpy(x)), dim=1).numpy()
-        return portable.verified(folder / portable.MODEL, x, expected, threads=self.spec.threads)
+        return portable.verified(folder / ONNX, x, expected, threads=self.spec.threads)
 
     def metrics(self) -> course.Metrics:
         """Of the epoch whose model is saved."""
@@ -443,11 +458,11 @@ class Run:
 
     @property
     def notes(self) -> list[str]:
-        found = [*self.found.notes]
+        found = [*self.found.notes, *([self.without] if self.without else [])]
         if self.batch != self.fit.batch_size:
             found.append(f"{self.fit.model_type} learns from {self.batch} images at once at least.")
         if self.course.epoch > course.TOLD:
-            found.append(f"Of the epochs after the first {course.TOLD} only some were told: every second, then every fourth, and so on.")
+            found.append(f"Of the epochs after the first {course.TOLD} only some were told while it ran: every second, then every fourth, and so on.")
         return found
 
     def _training(self) -> dict[str, Any]:

@@ -240,6 +240,7 @@ class Run:
         (folder / "config.json").write_bytes(msgspec.json.format(msgspec.json.encode(self.config()), indent=1))
         shutil.copy(features.__file__, folder / "features.py")
         card.write(folder, self.spec, preparation, metrics=metrics, summary=summary, original=original)
+        self.course.write(folder)
         files = {path.name: str(path) for path in sorted(folder.iterdir())}
         return Completed(step=self.step, artifacts=files, metrics=metrics, summary=summary)
 
@@ -303,7 +304,7 @@ class Run:
     def notes(self) -> list[str]:
         found = [*self.table.notes, *self.model.notes]
         if self.course.epoch > course.TOLD:
-            found.append(f"Of the epochs after the first {course.TOLD} only some were told: every second, then every fourth, and so on.")
+            found.append(f"Of the epochs after the first {course.TOLD} only some were told while it ran: every second, then every fourth, and so on.")
         return found
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 import asyncpg
@@ -16,7 +16,7 @@ from litestar import post
 from litestar.di import NamedDependency
 from litestar.openapi.spec import Example, OpenAPIFormat, OpenAPIMediaType, OpenAPIType, Operation, RequestBody, Schema
 from litestar.params import FromPath
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 from libs.events import uuid7
 from libs.prediction import INLINE, MOST_INPUTS, SUBJECT, Answer, Prediction, Question, Refusal
@@ -53,11 +53,8 @@ class PredictAsked(msgspec.Struct, kw_only=True):
 
 
 class Predictions(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """One for each input, in their order."""
-
-    predictions: list[Prediction]
-    notes: list[str] = []
-    """What was taken otherwise than it may have been meant, such as a category that the model has never seen."""
+    predictions: Annotated[list[Prediction], Meta(description="One for each input, in their order")]
+    notes: Annotated[list[str], Meta(description="What was taken otherwise than it may have been meant, such as a category that the model has never seen")] = []
 
 
 @dataclass

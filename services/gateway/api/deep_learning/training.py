@@ -1,6 +1,7 @@
 """Training: a model is fitted to a data set, looked at and stopped."""
 
 import math
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -15,6 +16,7 @@ from msgspec import Meta
 from libs.config import Gateway
 from libs.events import Fit
 from libs.events.log import EventLog
+from libs.storage import Missing, Storage
 from services.gateway.api.asked import as_asked
 from services.gateway.api.charges import starter
 from services.gateway.api.deep_learning.words import STATUS, stamp, stamp_or_none
@@ -26,6 +28,7 @@ from services.gateway.commands import Commands
 from services.gateway.domain.dataset import StartFit
 from services.gateway.domain.errors import JobEnded, NotFound
 from services.gateway.domain.jobs import Job, Status
+from services.gateway.domain.model import Model
 from services.gateway.domain.quota import CONCURRENT
 from services.gateway.domain.workspace import CHANGE
 from services.gateway.live import Live
@@ -155,7 +158,7 @@ async def training_status(
     request: AnyRequest, job_id: FromPath[UUID], db: NamedDependency[asyncpg.Pool], commands: NamedDependency[Commands]
 ) -> TrainingStatus:
     now = datetime.now(UTC)
-    if row := await models.fit(db, tenant(request), str(job_id)):
+    if row := await _row(request, job_id, db, commands):
         return _status(row, now)
     state = await _known(request, job_id, commands)
     return TrainingStatus(
@@ -178,22 +181,25 @@ async def training_status(
 
 @get("/training/results/{job_id:uuid}", summary="What a run came to")
 async def training_results(
-    request: AnyRequest, job_id: FromPath[UUID], db: NamedDependency[asyncpg.Pool], commands: NamedDependency[Commands]
+    request: AnyRequest,
+    job_id: FromPath[UUID],
+    db: NamedDependency[asyncpg.Pool],
+    commands: NamedDependency[Commands],
+    storage: NamedDependency[Storage],
 ) -> TrainingResults:
     """409 before it has completed."""
-    row = await models.fit(db, tenant(request), str(job_id))
+    row = await _row(request, job_id, db, commands)
     status = row.status if row else (await _known(request, job_id, commands)).status
     if row is None or status is not Status.SUCCEEDED or row.finished_at is None:
         why = f"it {'was stopped' if status is Status.CANCELLED else 'failed'}: {row.error or ''}" if row and status.ended else "it has not completed yet"
         raise Refused(409, f"There are no results of this run, {why.rstrip(': ')}", code="no_results")
-    history = await models.history(db, row.job_id)
     summary: dict[str, Any] = msgspec.json.decode(row.summary)
     return TrainingResults(
         job_id=row.job_id,
         status=STATUS[status],
         model_id=row.job_id if row.has_model else None,
         final_metrics=msgspec.json.decode(row.final),
-        training_history={name: [epoch.get(name) for epoch in history] for name in _told(history)},
+        training_history=await _history(request, row, summary, db, storage),
         duration=_seconds(row, row.finished_at),
         completed_at=stamp(row.finished_at),
         report=summary.get("report", {}),
@@ -220,6 +226,9 @@ _STOPPED = {
 _SECONDS_A_ROW = {"gradient_boosting": 2e-6, "mlp": 4e-5, "resnet18": 1e-3, "resnet34": 2e-3, "resnet50": 3e-3, "resnet101": 6e-3}
 """In an epoch, of a table on one core, where there is no run yet that tells better."""
 _IMAGE = 0.1
+_BESIDES = 8.0
+"""Seconds in which a run begins and saves its model, likewise."""
+_HISTORY = "history.json"
 _BYTES_A_ROW = {True: 50_000, False: 100}
 """Of images, and of a table, while nobody has counted the rows."""
 
@@ -261,8 +270,32 @@ async def _estimate(request: AnyRequest, db: asyncpg.Pool, fit: Fit, row: datase
     rows = 0
     if row:
         rows = msgspec.json.decode(row.result)["valid"] if row.status == "ready" else row.size / _BYTES_A_ROW[images]
-    each = await models.pace(db, tenants(request), fit.model_type) or _SECONDS_A_ROW.get(fit.model_type, _IMAGE)
-    return max(1, math.ceil(rows * fit.epochs * each))
+    known = await models.pace(db, tenants(request), fit.model_type)
+    each, besides = known or (_SECONDS_A_ROW.get(fit.model_type, _IMAGE), _BESIDES)
+    return max(1, math.ceil(rows * fit.epochs * each + besides))
+
+
+async def _row(request: AnyRequest, job_id: UUID, db: asyncpg.Pool, commands: Commands) -> FitRow | None:
+    """As long as its model can't be asked for yet, a run has not completed."""
+    row = await models.fit(db, tenant(request), str(job_id))
+    if row and row.status is Status.SUCCEEDED and row.dataset_id and not row.has_model:
+        model, _ = await commands.newest(Model, row.job_id, tenant=tenant(request))
+        if model is None or not model.deleted:
+            return msgspec.structs.replace(row, status=Status.RUNNING, finished_at=None)
+    return row
+
+
+async def _history(request: AnyRequest, row: FitRow, summary: dict[str, Any], db: asyncpg.Pool, storage: Storage) -> dict[str, list[float | None]]:
+    """Of a long run the facts have only some epochs, and a file of its model has all. Null where one isn't known any more, for the model was deleted."""
+    told = await models.history(db, row.job_id)
+    if not row.dataset_id or len(told) >= summary["epochs"]:
+        return {name: [epoch.get(name) for epoch in told] for name in _told(told)}
+    files = await models.artifacts(db, tenant(request), row.job_id) or {}
+    if _HISTORY in files:
+        with suppress(Missing):
+            return msgspec.json.decode(await storage.get(files[_HISTORY]), type=dict[str, list[float | None]])
+    known = {round(epoch["epoch"] or 0): epoch for epoch in told}
+    return {name: [known.get(number, {}).get(name) for number in range(1, summary["epochs"] + 1)] for name in _told(told)}
 
 
 async def _known(request: AnyRequest, job_id: UUID, commands: Commands) -> Job:
