@@ -44,7 +44,7 @@ bench: $(READY) .venv/.peers  ## measure every promise in one run
 	@exec $(BIN)/python -m bench
 
 chaos: $(READY)  ## kill real processes under load, seed after seed (SEEDS=5); a run through long faults
-	@LONG_FAULTS=1 $(BIN)/python -m pytest tests/chaos/test_training.py tests/chaos/test_documents.py
+	@LONG_FAULTS=1 $(BIN)/python -m pytest tests/chaos/test_training.py tests/chaos/test_documents.py tests/chaos/test_data_sets.py
 	@exec $(BIN)/python -m tests.chaos.campaign --seeds $(or $(SEEDS),5)
 
 docs: $(READY)  ## write the generated pages of docs/ anew

@@ -210,6 +210,8 @@ class Attempt:
     async def _completed(self, completed: Completed) -> TrainingCompleted:
         if len(completed.artifacts) > MOST_ARTIFACTS:
             raise BrokenFrame(f"{len(completed.artifacts)} artifacts")
+        if any(len(telling.clean(name).encode()) > telling.LONGEST_NAME for name in completed.artifacts):
+            raise BrokenFrame(f"an artifact with a name of more than {telling.LONGEST_NAME} bytes")
         artifacts = {telling.clean(name): await patiently(partial(self._store, self._own(path))) for name, path in completed.artifacts.items()}
         metrics, _ = telling.told(completed.metrics)
         about = {"device": self._hello.device, "versions": self._hello.versions} if self._hello else {}
@@ -220,7 +222,7 @@ class Attempt:
             artifacts=artifacts,
             steps=await patiently(self._stored_log),
             metrics=metrics,
-            summary=telling.summary(about, self._ready.facts if self._ready else {}, completed.summary),
+            summary=telling.summary(about, self._ready.facts if self._ready else {}, completed.summary, besides=[artifacts, metrics]),
             merge=self._order.merge,
         )
 

@@ -15,6 +15,8 @@ LONGEST_WORD = 4_000
 """Characters of an error's message."""
 MOST = 48 * 1024
 """Bytes of what is free in its form: samples, a summary. A fact carries 64 KiB in all."""
+WHOLE = 62 * 1024
+"""All of a fact, but for its ids."""
 MOST_NAMES, LONGEST_NAME = 100, 100
 """Of metrics, of samples, of what a summary tells: whoever counts for ever is not listened to for so long."""
 _DEEPEST = 16
@@ -96,12 +98,13 @@ def fitting(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return every
 
 
-def summary(*parts: dict[str, Any]) -> dict[str, Any]:
-    """Later parts win; what is too large is left out."""
+def summary(*parts: dict[str, Any], besides: Any = None) -> dict[str, Any]:
+    """Later parts win; what is too large is left out: `besides` is what else the fact carries."""
     every: dict[str, Any] = {}
+    room = min(MOST, WHOLE - len(msgspec.json.encode(besides)))
     for part in parts:
         for name, value in clean(dict(islice(part.items(), MOST_NAMES))).items():
-            if len(msgspec.json.encode({**every, name: value})) <= MOST:
+            if len(msgspec.json.encode({**every, name: value})) <= room:
                 every[name] = value
     return every
 

@@ -75,8 +75,7 @@ class Outcome:
 
 
 async def campaign(platform: Platform, *, seed: int, seconds: float) -> Outcome:
-    """Most people share a workspace; another's is there so that nothing of one can show in the other. Webhooks follow both."""
-    nemesis = Nemesis(platform, seed=seed)
+    """Most people share a workspace; another's is there so that nothing of one can show in the other: there models are fitted to tables. Webhooks follow both."""
     trains = bool(platform.training)
     async with client() as http, hooks() as following:
         ours, theirs = await _account(platform.urls[0]) if trains else {}, await _account(platform.urls[0])
@@ -84,8 +83,11 @@ async def campaign(platform: Platform, *, seed: int, seconds: float) -> Outcome:
             await following.register(platform.urls[0], path, *events, format=format, headers=ours if whose == "ours" else theirs)
         loads = [
             Load(platform.urls, http, seed=seed, trains=trains, headers=ours),
-            Load(platform.urls, http, seed=seed, people=1, headers=theirs, names="theirs-"),
+            Load(platform.urls, http, seed=seed, people=2 if trains else 1, fits=trains, headers=theirs, names="theirs-"),
         ]
+        for load in loads:
+            await load.furnish()
+        nemesis = Nemesis(platform, seed=seed)
         working = [asyncio.create_task(load.run()) for load in loads]
         try:
             await nemesis.run(seconds)

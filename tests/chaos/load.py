@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 
 from libs.tiny import BASE
+from tests.kit.eventually import eventually
 from tests.kit.record import Op
 
 RETRIED = (500, 502, 503, 504)
@@ -49,6 +50,7 @@ class Load:
         people: int = 6,
         pace: float = 0.3,
         trains: bool = False,
+        fits: bool = False,
         headers: Mapping[str, str] | None = None,
         names: str = "",
     ) -> None:
@@ -59,6 +61,7 @@ class Load:
         self._client = client
         self._pace = pace
         self._trains = trains
+        self._fits = fits
         self._headers = headers or {}
         self.rng = random.Random(seed)
         self._rngs = [random.Random(f"{seed}/{n}") for n in range(people)]
@@ -72,6 +75,18 @@ class Load:
     async def run(self) -> None:
         """Until `over` is set and everything that was begun is settled, or has been tried for long."""
         await asyncio.gather(*(self._person(rng) for rng in self._rngs))
+
+    async def furnish(self, *, patience: float = 60) -> None:
+        """A model for each of those who fit, so that there is something to predict with from the beginning."""
+        for rng in self._rngs if self._fits else []:
+            await self.upload_data_set(rng, [])
+            await self.fit(rng, [], regret=0)
+
+        async def look() -> bool:
+            there = [await self._model(rng) for rng in self._brought]
+            return all(there) or await asyncio.sleep(0.2, False)
+
+        await eventually(look, patience=patience)
 
     async def _person(self, rng: random.Random) -> None:
         mine: list[Mine] = []
@@ -90,7 +105,9 @@ class Load:
             self.delete_twice: 3,
             self.read: 12,
             **({self.train: 20, self.train_twice: 4, self.cancel_run: 4, self.export: 10} if self._trains else {}),
-            **({self.upload_data_set: 8, self.fit: 14, self.predict: 16, self.delete_model: 3, self.delete_data_set: 3} if self._trains else {}),
+            self.upload_data_set: 5,
+            self.delete_data_set: 2,
+            **({self.fit: 30, self.predict: 30, self.delete_model: 4} if self._fits else {}),
         }
         while not self.over:
             await asyncio.sleep(rng.uniform(0, 2 * self._pace))
@@ -241,11 +258,12 @@ class Load:
         if op.accepted:
             self._brought[rng].append(Brought(op.answer["id"]))
 
-    async def fit(self, rng: random.Random, mine: list[Mine]) -> None:
+    async def fit(self, rng: random.Random, mine: list[Mine], *, regret: float = 0.25) -> None:
         """Also while it is still being prepared. Short, and a quarter of them are regretted."""
         if not (there := self._brought[rng]):
-            return await self.upload_data_set(rng, mine)
-        data_set, seed = rng.choice(there), self._fresh("seed").partition("-")[2]
+            await self.upload_data_set(rng, mine)
+            return
+        data_set, seed = rng.choice(there), self._fresh("seed").rpartition("-")[2]
         op = self._new("fit", "POST", "/training/start", seed, key=self._fresh("key"))
         op.of = data_set.id
         op.body = {"dataset_id": data_set.id, "model_type": "gradient_boosting", "hyperparameters": {"epochs": 5, "seed": int(seed)}}
@@ -253,7 +271,7 @@ class Load:
         if not op.accepted:
             return
         data_set.fits.append(op.answer["job_id"])
-        if rng.random() < 0.25:
+        if rng.random() < regret:
             await asyncio.sleep(rng.choice((0, 0.3, 1, 4)))
             await self._send(rng, self._new("cancel", "POST", f"/jobs/{data_set.fits[-1]}/cancel", data_set.fits[-1]))
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import random
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -313,8 +314,11 @@ async def test_a_prediction_is_right_or_refused_clearly_whoever_dies_meanwhile(g
     first, second = ground.platform.training
     async with _asking(ground, model, right) as seen:
         for process in (first, second):
-            await ground.without(process)
+            assert process.pid
+            kill(process.pid)
             await _answer(ground, model)
+            await eventually(lambda process=process: process.ended() is not None)
+            await revive(process)
         await ground.without_servers("nats")
         await ground.without_servers("s3")
         await ground.without_servers("postgres")
@@ -322,6 +326,7 @@ async def test_a_prediction_is_right_or_refused_clearly_whoever_dies_meanwhile(g
         for at in (0, 1):
             await _answer(ground, model, at=at)
 
+    sys.stdout.write(f"{dict(seen)}\n")
     assert seen.keys() <= {"200", "503", "no connection"}, seen
     assert seen["200"] > 10
 
@@ -389,21 +394,21 @@ async def test_of_six_starts_at_once_through_two_gateways_five_are_taken(ground:
         await ground.ask("POST", f"/training/stop/{job}", status=200)
 
     assert (refused.status_code, full.status_code, after.status_code) == (429, 429, 201)
-    assert refused.json()["error"] == full.json()["error"] == "too_many_active_jobs"
-    assert "message" in refused.json()
+    assert refused.json()["error"] == full.json()["error"] == "rate_limit_exceeded"
+    assert set(refused.json()) == {"error", "message", "retry_after"}
     assert stopped["status"] in ("stopped", "running")
 
 
 async def test_of_a_delete_and_a_start_at_once_through_two_gateways_one_wins(ground: Ground):
     """A run never reads what is gone: it was refused, or it ends; or else the data set is still there."""
     won = Counter[str]()
-    for n in range(6):
+    for n in range(4):
         dataset = (await ground.upload(animals(40, seed=n)))["id"]
         await ground.ready(dataset)
         body = {"dataset_id": dataset, "model_type": "gradient_boosting", "hyperparameters": {"epochs": 1}}
         deletes = ground.http.delete(ground.url(f"/datasets/{dataset}", n % 2), headers=ground.person.headers)
         starts = ground.http.post(ground.url("/training/start", (n + 1) % 2), json=body, headers=ground.person.headers)
-        deleted, started = await asyncio.gather(*((deletes, starts) if n % 3 else (starts, deletes)[::-1]))
+        deleted, started = await asyncio.gather(deletes, starts)
         seen = await ground.http.get(ground.url(f"/datasets/{dataset}", n % 2), headers=ground.person.headers)
         won[f"{deleted.status_code} {started.status_code} {seen.status_code}"] += 1
         if started.status_code == 201:

@@ -199,7 +199,6 @@ async def test_the_configuration_says_what_was_asked_and_what_was_trained_on(
 
 
 async def test_the_report_tells_all_and_obeys_nobody(service: Exports, storage: Storage, log: EventLog, trained: Trained, unchecked: asyncio.Event):
-    trained.spec |= {"smoke": True}
     await trained.keep("README.md", b"peft's own")
     created = await (await trained.completed()).export()
 
@@ -216,7 +215,6 @@ async def test_the_report_tells_all_and_obeys_nobody(service: Exports, storage: 
     assert not any(tag in page for tag in ("<script", "<a ", "<pre><code>#"))
     assert page.count("&lt;script&gt;") >= 7
     for words in (
-        "The weights are worthless",
         "6.2500",
         "0.5000",
         "-92.0%",

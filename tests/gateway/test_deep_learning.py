@@ -25,6 +25,9 @@ from libs.events import (
 )
 from libs.events.log import EventLog, Write
 from libs.storage import Storage
+from services.gateway.api.deep_learning.errors import dress
+from services.gateway.api.problems import problem
+from services.gateway.domain.errors import TooManyActiveJobs
 from tests.kit.eventually import eventually
 from tests.kit.gateway import stored
 from tests.kit.servers import storage_of
@@ -227,9 +230,7 @@ async def test_a_run_goes_from_its_start_to_its_results_and_its_model(api: httpx
     assert (await api.get(f"/models/{model['id']}/download/model.safetensors")).content == b"weights"
 
 
-async def test_the_history_of_a_run_has_one_entry_an_epoch_also_where_the_facts_have_not_all_of_them(
-    api: httpx.AsyncClient, ready: dict[str, Any], work: Work
-):
+async def test_the_history_of_a_run_has_one_entry_an_epoch_also_where_the_facts_have_not_all_of_them(api: httpx.AsyncClient, ready: dict[str, Any], work: Work):
     """It is in a file of the model's, and gone with it."""
 
     async def losses() -> list[float | None]:
@@ -344,6 +345,14 @@ async def test_a_data_set_in_use_stays_and_one_that_is_deleted_takes_its_objects
 
 async def deleted(api: httpx.AsyncClient, id: str) -> bool:
     return (await api.delete(f"/datasets/{id}")).status_code == 204
+
+
+def test_a_run_too_many_is_refused_in_the_documents_words_and_says_when_to_try_again():
+    status, body = dress(problem(TooManyActiveJobs(most=5, job_ids=["1", "2", "3", "4", "5"])))
+
+    assert status == 429
+    assert (body["error"], body["retry_after"]) == ("rate_limit_exceeded", 60)
+    assert body["message"].startswith("5 of your jobs are queued or running")
 
 
 async def test_an_unknown_thing_is_a_404(api: httpx.AsyncClient):

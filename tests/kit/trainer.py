@@ -58,6 +58,9 @@ class Script(msgspec.Struct, frozen=True, kw_only=True):
     """Doesn't heed a cancel; SIGTERM ends it."""
     steal: str = ""
     """A file of others that it calls its own artifact."""
+    artifacts: int = 1
+    told: int = 0
+    """Characters of its summary."""
     babble_at: int = 0
     calls_home: bool = False
 
@@ -148,7 +151,13 @@ class _Run:
         self._say(BatchReduced(step=self._step, micro_tokens=64))
         self._say(Sampled(step=self._step, samples=[{"prompt": "2 + 2", "text": "four\0" + "!" * 100_000}]))
         artifacts = {"adapter": self._script.steal or str(self._folder / "adapter")}
-        summary = {"connected": can_connect() if self._script.calls_home else None, "threads": os.environ.get("OMP_NUM_THREADS")}
+        for n in range(1, self._script.artifacts):
+            artifacts[f"{n:_>100}"] = artifacts["adapter"]
+        summary = {
+            "much": "!" * self._script.told,
+            "connected": can_connect() if self._script.calls_home else None,
+            "threads": os.environ.get("OMP_NUM_THREADS"),
+        }
         return self._say(Completed(step=self._step, artifacts=artifacts, metrics={"eval_loss": 1.0}, summary=summary))
 
     def _merged(self) -> int:

@@ -440,6 +440,22 @@ def test_when_memory_is_short_less_goes_through_at_once_and_the_losses_are_the_s
     assert [frame.loss for frame in told.of(Step)] == pytest.approx([frame.loss for frame in roomy.of(Step)], rel=1e-4)
 
 
+def test_however_short_memory_is_no_row_goes_through_a_network_with_batch_norms_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(table.Run, "finish", lambda run: Completed(step=run.step, artifacts={}))
+    forward, sizes = networks.ResNet.forward, list[int]()
+
+    def cramped(network: networks.ResNet, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > 3 and network.training:
+            raise torch.OutOfMemoryError
+        sizes.append(len(x) if network.training else 2)
+        return forward(network, x)
+
+    monkeypatch.setattr(networks.ResNet, "forward", cramped)
+    fits.train(fits.spec(tmp_path, fits.mixed(30), model_type="resnet18", batch_size=5, epochs=1))
+
+    assert set(sizes) == {2, 3}
+
+
 def test_what_does_not_fit_however_little_it_is_says_so(tmp_path, monkeypatch):
     def none_left(network: networks.Mlp, x: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError

@@ -22,6 +22,7 @@ from libs.events import (
     Recorded,
     TrainingAttemptLost,
     TrainingCheckpointed,
+    TrainingCompleted,
     TrainingEvaluated,
     TrainingFailed,
     TrainingProgressed,
@@ -197,6 +198,16 @@ async def test_a_child_can_not_pass_off_a_file_of_others_as_its_own(training: Pr
     assert isinstance(end, TrainingFailed)
     assert (end.code, end.attempt) == ("crashed", 3)
     assert {event.cause for event in await job.of(TrainingAttemptLost)} == {"protocol"}
+
+
+async def test_as_many_artifacts_as_there_may_be_have_room_beside_a_summary(training: Process, job: Job):
+    await job.create(steps=1, save=10, artifacts=100, told=40_000)
+    await job.prepare()
+
+    end = await job.ended()
+
+    assert isinstance(end, TrainingCompleted)
+    assert (len(end.artifacts), "much" in end.summary) == (100, False)
 
 
 async def test_a_child_that_says_what_nobody_understands_is_ended(training: Process, job: Job):

@@ -64,6 +64,8 @@ STATUS: dict[type[errors.DomainError], int] = {
     errors.InsufficientCredits: 402,
     errors.TooManyActiveJobs: 429,
 }
+AGAIN: dict[type[errors.DomainError], int] = {errors.TooManyActiveJobs: 60}
+"""Seconds after which it is worth another try. When a run ends nobody knows: as often as its document has it."""
 CODES = {
     400: "bad_request",
     401: "unauthorized",
@@ -122,7 +124,8 @@ def problem(error: Exception, handler: HTTPRouteHandler | None = None) -> Proble
             return error.problem
         case errors.DomainError():
             fields = [Field(error.field, str(error))] if error.field else []
-            return Problem(status=STATUS.get(type(error), 400), code=error.code, message=str(error), context=error.context, fields=fields)
+            later = {"Retry-After": str(AGAIN[type(error)])} if type(error) in AGAIN else {}
+            return Problem(status=STATUS.get(type(error), 400), code=error.code, message=str(error), context=error.context, fields=fields, headers=later)
         case Bad():
             return Problem(status=401, code="unauthorized", message="Invalid or expired token")
         case WrongCredentials():

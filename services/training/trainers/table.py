@@ -396,7 +396,7 @@ class Network:
         weight = float(self.weights[truth].sum()) if self.weights is not None else float(len(rows))
         told = torch.zeros(2, device=self.device, dtype=torch.float64)
         try:
-            for part in torch.tensor_split(rows, math.ceil(len(rows) / self.micro)):
+            for part in torch.tensor_split(rows, max(1, min(math.ceil(len(rows) / self.micro), len(rows) // self.fewest))):
                 self.wishes.heed()
                 answer = self.network(self.x[part])
                 loss = self._summed(answer, self.truth[part])
