@@ -1,17 +1,21 @@
 """From a table to a model that predicts, by clients that know the published document only: in Python, in JavaScript, and at the other end of a webhook."""
 
 import asyncio
+import base64
 import json
 import random
 import shutil
 import subprocess
 import time
+import zipfile
 from collections.abc import AsyncIterator, Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from tests.kit.eventually import eventually
 from tests.kit.hooks import EGRESS
@@ -144,6 +148,34 @@ def test_what_does_not_fit_the_model_names_its_field(client: Client):
         answer = client.api.post(f"/models/{model}/predict", json=body)
         assert answer.status_code == 400, (body, answer.text)
         assert field in answer.json()["details"][0]["field"], (body, answer.text)
+
+
+def square(colour: tuple[int, int, int], *, n: int) -> bytes:
+    picture = Image.new("RGB", (48, 48), (n * 3, 128, n * 5))
+    picture.paste(colour, (4 + n % 8, 6, 36, 40 - n % 8))
+    out = BytesIO()
+    picture.save(out, "PNG")
+    return out.getvalue()
+
+
+def test_a_zip_of_images_becomes_a_model_that_tells_them_apart(client: Client):
+    """A folder for each class; what is shown to the model later comes as base64 or as files."""
+    packed = BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for n in range(24):
+            archive.writestr(f"squares/red/{n}.png", square((230, 20, 20), n=n))
+            archive.writestr(f"squares/blue/{n}.png", square((20, 20, 230), n=n))
+
+    results = client.trained(
+        packed.getvalue(), dataset_type="image_classification", model_type="resnet18", epochs=6, image_size=32, learning_rate=0.001, pretrained=False
+    )
+    path = f"/models/{results['model_id']}/predict"
+    red, blue = square((230, 20, 20), n=30), square((20, 20, 230), n=31)
+    one = client.call("POST", path, json={"input": base64.b64encode(red).decode()})
+    two = client.call("POST", path, files=[("file", ("a.png", red)), ("file", ("b.png", blue))])
+
+    assert results["final_metrics"]["val_accuracy"] > 0.9
+    assert [predicted["class"] for predicted in one["predictions"] + two["predictions"]] == ["red", "red", "blue"]
 
 
 @pytest.mark.skipif(shutil.which("node") is None, reason="node runs the client in JavaScript")

@@ -6,7 +6,6 @@ import msgspec
 
 from services.gateway.api.problems import Problem
 
-
 WORDS = {400: "validation_error", 429: "rate_limit_exceeded"}
 
 
