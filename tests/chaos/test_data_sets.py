@@ -198,34 +198,36 @@ def animals(rows: int, *, seed: int = 7) -> bytes:
 # Uploads
 
 
-@pytest.mark.parametrize("when", ["halfway", "when all is sent"])
-async def test_an_upload_whose_gateway_is_killed_is_there_once_and_whole_or_not_at_all(ground: Ground, when: str):
-    """Whoever sends it again under its key has it once."""
-    key, data = {"Idempotency-Key": str(uuid4())}, animals(10_000)
-    headers = ground.person.headers | key
+async def test_an_upload_whose_gateway_is_killed_is_there_once_and_whole_or_not_at_all(ground: Ground):
+    """One is halfway, the other has sent all of it; who sends it again under its key has it once."""
+    data = animals(10_000)
+    keys = {name: ground.person.headers | {"Idempotency-Key": str(uuid4())} for name in ("halfway", "all sent")}
     gateway = ground.platform.gateways[0]
+    killed = asyncio.Event()
 
-    async def body() -> AsyncIterator[bytes]:
-        yield _field("name", f"Killed {when}")
+    async def body(name: str) -> AsyncIterator[bytes]:
+        yield _field("name", name)
         yield f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="animals.csv"\r\n\r\n'.encode()
         for start in range(0, len(data), 64 * 1024):
+            if name == "halfway" and start > len(data) // 2:
+                await killed.wait()
             yield data[start : start + 64 * 1024]
-            if when == "halfway" and start > len(data) // 2:
-                gateway.kill()
         yield f"\r\n--{BOUNDARY}--\r\n".encode()
-        if when != "halfway":
-            gateway.kill()
+        gateway.kill()
+        killed.set()
 
     sent = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
-    with pytest.raises(httpx.TransportError):
-        await ground.http.post(ground.url("/datasets/upload"), content=body(), headers=headers | sent)
-    again = await ground.http.post(ground.url("/datasets/upload", 1), headers=headers, files={"file": ("animals.csv", data)}, data={"name": f"Killed {when}"})
+    broken = [ground.http.post(ground.url("/datasets/upload"), content=body(name), headers=headers | sent) for name, headers in keys.items()]
+    seen = await asyncio.gather(*broken, return_exceptions=True)
+    file = {"file": ("animals.csv", data)}
+    again = {name: await ground.http.post(ground.url("/datasets/upload", 1), headers=keys[name], files=file, data={"name": name}) for name in keys}
     await revive(gateway)
 
-    assert again.status_code == 201, again.text
-    listed = [one["id"] for one in (await ground.ask("GET", "/datasets?limit=100"))["datasets"] if one["name"] == f"Killed {when}"]
-    assert listed == [again.json()["id"]]
-    assert (await ground.ready(listed[0]))["metadata"]["rows"] == 10_000
+    assert all(isinstance(one, httpx.TransportError) for one in seen), seen
+    listed = {one["name"]: one["id"] for one in (await ground.ask("GET", "/datasets?limit=100"))["datasets"]}
+    assert listed == {name: answer.json()["id"] for name, answer in again.items()}
+    for dataset in listed.values():
+        assert (await ground.ready(dataset))["metadata"]["rows"] == 10_000
 
 
 def _field(name: str, value: str) -> bytes:
@@ -364,11 +366,17 @@ def _judged(answer: httpx.Response, right: Any) -> str:
 
 
 async def test_a_stampede_on_a_cold_model_through_two_gateways_is_answered(ground: Ground, undisturbed: dict[str, TrainingCompleted]):
+    """While nobody is there who could answer, people hear when to come back."""
     for process in ground.platform.training:
-        await ground.without(process)
+        assert process.pid
+        kill(process.pid)
+        await eventually(lambda process=process: process.ended() is not None)
+    alone = await ground.predicted(ground.models["mlp"])
+    await asyncio.gather(*map(revive, ground.platform.training))
 
     answers = await asyncio.gather(*(ground.predicted(ground.models["mlp"], at=n % 2) for n in range(20)))
 
+    assert _judged(alone, None) == "503"
     assert [answer.status_code for answer in answers] == [200] * 20
     assert len({answer.text for answer in answers}) == 1
 

@@ -10,8 +10,10 @@ import pytest
 
 from infra.embedded import Servers
 from libs.events import (
+    Address,
     Column,
     Event,
+    JobCreated,
     Origin,
     PreparationCompleted,
     PreparationFailed,
@@ -68,7 +70,9 @@ class Work:
     async def fit(self, job: str, *, epochs: int = 3, untold: Sequence[int] = ()) -> None:
         snapshot = await self._storage.put(f"local/{job}", b"PAR1")
         weights = await self._storage.put(f"local/{job}/1", b"weights")
-        metrics = [{"epoch": float(n), "loss": 1 / n, "accuracy": 0.5, "val_loss": 2 / n, "val_accuracy": 0.25 * n} for n in range(1, epochs + 1)]
+        metrics: list[dict[str, float | None]] = [
+            {"epoch": float(n), "loss": 1 / n, "accuracy": 0.5, "val_loss": 2 / n, "val_accuracy": 0.25 * n} for n in range(1, epochs + 1)
+        ]
         await self.say(
             PreparationCompleted(job_id=job, parts=0, rows=2, valid=2, snapshot=snapshot),
             TrainingStarted(job_id=job, attempt=1, device="cpu"),
@@ -113,7 +117,7 @@ async def ready(api: httpx.AsyncClient, upload: Uploading, work: Work) -> dict[s
     return await eventually(lambda: shown(api, dataset["id"], "ready"))
 
 
-async def shown(api: httpx.AsyncClient, id: str, status: str) -> dict[str, Any] | None:
+async def shown(api: httpx.AsyncClient, id: str, status: str) -> Any:
     detail = (await api.get(f"/datasets/{id}")).json()
     return detail if detail["status"] == status else None
 
@@ -124,7 +128,7 @@ async def started(api: httpx.AsyncClient, dataset: dict[str, Any], **changed: An
     return answer.json()
 
 
-async def completed(api: httpx.AsyncClient, job: str) -> dict[str, Any] | None:
+async def completed(api: httpx.AsyncClient, job: str) -> Any:
     status = (await api.get(f"/training/status/{job}")).json()
     assert (status["status"] == "completed") == bool(status["model_id"]), "a client goes on to its model as soon as it reads that"
     return status if status["status"] == "completed" else None
@@ -266,6 +270,15 @@ async def test_trees_are_fitted_with_a_step_of_their_own_where_nobody_says_other
     chosen = await started(api, ready, model_type="gradient_boosting", hyperparameters={"learning_rate": 0.02})
 
     assert [run["hyperparameters"]["learning_rate"] for run in (usual, chosen)] == [0.1, 0.02]
+
+
+async def test_what_other_tools_spell_otherwise_is_understood(api: httpx.AsyncClient, ready: dict[str, Any], log: EventLog):
+    run = await started(api, ready, hyperparameters={"lr": 0.01, "optimizer": "AdamW"}, early_stopping={"monitor": "val_f1_score"})
+
+    created = (await log.read(Address(tenant="local", category="job", key=(run["job_id"],)).under("created")))[0].event
+    assert isinstance(created, JobCreated)
+    assert (created.spec["learning_rate"], created.spec["optimizer"], created.spec["monitor"]) == (0.01, "adamw", "val_f1")
+    assert run["hyperparameters"]["lr"] == 0.01
 
 
 async def test_models_count_up_by_their_kind_and_a_deleted_ones_number_is_not_given_again(api: httpx.AsyncClient, ready: dict[str, Any], work: Work):

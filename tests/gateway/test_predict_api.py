@@ -307,6 +307,22 @@ async def test_each_reason_of_the_service_is_told(training: Client, predict: Pre
     assert ("Retry-After" in answer.headers) == again
 
 
+async def test_a_model_that_is_deleted_while_it_is_asked_is_not_there(training: Client, predict: Predict, make: Make, log: EventLog, api: httpx.AsyncClient):
+    model = await make()
+
+    async def respond(msg: Msg) -> None:
+        await say(log, ModelDeleted(model_id=model))
+        await eventually(lambda: _gone(api, model))
+        await msg.respond(msgspec.json.encode(refusal("model")))
+
+    subscription = await training.subscribe(f"ask.{SUBJECT}", cb=respond)
+    await training.flush()
+    answer = await predict(model=model, input=ROW)
+    await subscription.unsubscribe()
+
+    assert (answer.status_code, answer.json()["error"]) == (404, "not_found")
+
+
 async def test_an_answer_that_was_stored_and_is_gone_is_an_outage(training: Client, predict: Predict):
     nowhere = Answer(elsewhere=Claim(key="local/nowhere/0", sha256="0" * 64, size=1))
 

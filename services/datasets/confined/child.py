@@ -90,9 +90,9 @@ def reader(file: IO[bytes]) -> Reader:
     if not head:
         raise Refusal("empty", "The file is empty.")
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        from services.datasets.confined import package
+        from services.datasets.confined import contents
 
-        return package.read
+        return contents.read
     for magic, what in MAGIC.items():
         if head.startswith(magic):
             raise Refusal("unsupported_format", f"The file is {what}. Upload a table (CSV, JSON, Parquet) or a ZIP of images.")

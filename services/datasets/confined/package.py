@@ -1,4 +1,4 @@
-"""A ZIP, looked at before anything is taken out of it: one table, or images."""
+"""A ZIP, looked at before anything is taken out of it."""
 
 import lzma
 import struct
@@ -7,19 +7,16 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import PurePosixPath
-from tempfile import TemporaryFile
 from typing import IO
 
-from services.datasets.confined.frames import Limits, Order, Prepared, Refusal, Say
+from services.datasets.confined.frames import Limits, Refusal
 
 RATIO = 200
 SMALL = 64 * 1024 * 1024
 """Bytes that may come out of any archive, however few went in."""
 PIECE = 1024 * 1024
 TABLES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet")
-IMAGES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 JUNK = ("__macosx", "thumbs.db", "desktop.ini")
-OFFICE = {"xl": "a spreadsheet of Excel. Save it as CSV", "word": "a Word document. Upload a table", "ppt": "a presentation. Upload a table"}
 
 _local = struct.Struct("<4s22xHH")
 
@@ -83,23 +80,6 @@ class Damaged(Exception):
     """What comes out isn't what was packed."""
 
 
-def read(file: IO[bytes], order: Order, say: Say) -> Prepared:
-    package = Package(file, order.limits)
-    if not package.entries:
-        why = "".join(f" {times:,} files were left out: {reason}." for reason, times in package.skipped.items())
-        if package.skipped["encrypted"]:
-            raise Refusal("encrypted", "The ZIP is encrypted and asks for a password. Upload it without one.")
-        raise Refusal("empty", f"The ZIP holds no files that can be used.{why}")
-    tables = [entry for entry in package.entries if entry.extension in TABLES]
-    images = [entry for entry in package.entries if entry.extension in IMAGES]
-    _check_office(package)
-    if tables and not images:
-        return _table(package, tables, order, say)
-    from services.datasets.images import collection
-
-    return collection.read(package, order, say)
-
-
 def unpacked(package: Package, entry: Entry, file: IO[bytes], limits: Limits) -> None:
     try:
         for piece in package.pieces(entry, most=limits.unpacked):
@@ -110,31 +90,6 @@ def unpacked(package: Package, entry: Entry, file: IO[bytes], limits: Limits) ->
         raise _damaged() from None
     file.flush()
     file.seek(0)
-
-
-def _table(package: Package, tables: list[Entry], order: Order, say: Say) -> Prepared:
-    if len(tables) > 1:
-        readable = [entry for entry in tables if entry.extension != ".txt"]  # the others may be about it
-        if len(readable) != 1:
-            listed = ", ".join(repr(entry.name[:100]) for entry in tables[:5])
-            raise Refusal("several_tables", f"The ZIP holds {len(tables)} tables ({listed}). Upload one.")
-        tables = readable
-    from services.datasets.tables import table
-
-    with TemporaryFile() as file:
-        unpacked(package, tables[0], file, order.limits)
-        prepared = table.read(file, order, say)
-    if others := len(package.entries) - 1 + package.skipped.total():
-        prepared.notes.append(f"{others} other files of the ZIP were left out.")
-    return prepared
-
-
-def _check_office(package: Package) -> None:
-    names = {entry.name for entry in package.entries}
-    if "[Content_Types].xml" in names:
-        for folder, what in OFFICE.items():
-            if any(name.startswith(f"{folder}/") for name in names):
-                raise Refusal("unsupported_format", f"The file is {what} and upload that.")
 
 
 def _is_junk(name: str) -> bool:

@@ -111,6 +111,8 @@ async def predict(
             used.append("answer")
             answer = msgspec.json.decode(await storage.get(answer.elsewhere), type=Answer)
     if answer.refusal:
+        if answer.refusal.code == "model" and await models.artifacts(db, here, str(model_id)) is None:
+            raise NotFound(what="Model", id=str(model_id))  # deleted meanwhile
         raise _refused(answer.refusal, names)
     return Predictions(predictions=answer.predictions, notes=answer.notes)
 

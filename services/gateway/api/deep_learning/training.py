@@ -47,7 +47,7 @@ HYPERPARAMETERS = Hyperparams(
     spec=Fit,
     names=NAMES,
     synonyms=synonyms(NAMES) | {"n_estimators": "epochs", "num_boost_round": "epochs"},
-    choices={"scheduler": {"none": "constant"}},
+    choices={"scheduler": {"none": "constant"}, "optimizer": {"Adam": "adam", "AdamW": "adamw", "SGD": "sgd", "RMSprop": "rmsprop"}},
 )
 IMAGES = {"learning_rate": 5e-5, "batch_size": 8, "epochs": 3}
 """Where nobody says otherwise, of what is only for images."""
@@ -55,7 +55,7 @@ BOOSTING = {"learning_rate": 0.1}
 """Of trees: with the step of a network a hundred of them would hardly differ from the mean."""
 PATIENCE = {True: 5, False: 10}
 
-Monitor = Literal["val_loss", "val_accuracy", "val_f1", "val_mae", "val_rmse", "val_r2"]
+Monitor = Literal["val_loss", "val_accuracy", "val_f1", "val_f1_score", "val_mae", "val_rmse", "val_r2"]
 
 
 class EarlyStopping(msgspec.Struct, kw_only=True):
@@ -229,6 +229,8 @@ _IMAGE = 0.1
 _BESIDES = 8.0
 """Seconds in which a run begins and saves its model, likewise."""
 _HISTORY = "history.json"
+_MONITORED = {"val_f1_score": "val_f1"}
+"""As it is called where it is told."""
 _BYTES_A_ROW = {True: 50_000, False: 100}
 """Of images, and of a table, while nobody has counted the rows."""
 
@@ -242,7 +244,7 @@ def _fit(data: TrainingStart, *, smoke: bool) -> Fit:
     chosen = HYPERPARAMETERS.understood(data.hyperparameters, besides)
     stopping = data.early_stopping
     patience = (stopping.patience or PATIENCE[only_images]) if stopping.enabled else 0
-    rest = {"smoke": smoke, "validation_split": data.validation_split, "patience": patience, "monitor": stopping.monitor}
+    rest = {"smoke": smoke, "validation_split": data.validation_split, "patience": patience, "monitor": _MONITORED.get(stopping.monitor, stopping.monitor)}
     return msgspec.convert(besides | chosen | rest, Fit)
 
 
