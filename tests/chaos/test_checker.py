@@ -38,11 +38,14 @@ async def sound(whole: Platform) -> Evidence:
         first, second, third = mine[:3]
         for project in (first, second, third):
             await load.upload(load.rng, [project])
+        for _ in range(2):
+            await load.upload_data_set(load.rng, [])
         assert await whole.rest(30) == ""
         for deed in (load.rename, load.rename_seen, load.rename_stale, load.delete_example, load.cancel):
             await deed(load.rng, [first])
         await load.delete_file(load.rng, [second])
         await load.delete_twice(load.rng, [third])
+        await load.delete_data_set(load.rng, [])
     assert await whole.rest(30) == ""
     await whole.sweep()
     return await whole.collect(load.ops)
@@ -50,7 +53,14 @@ async def sound(whole: Platform) -> Evidence:
 
 def test_a_sound_run_has_nothing_against_it(sound: Evidence):
     assert summary(check(sound)) == ""
-    assert {fact.type for fact in sound.facts} >= {"project.updated", "project.deleted", "project.file_deleted", "example.deleted", "preparation.completed"}
+    assert {fact.type for fact in sound.facts} >= {
+        "project.updated",
+        "project.deleted",
+        "project.file_deleted",
+        "example.deleted",
+        "preparation.completed",
+        "dataset.deleted",
+    }
     assert {op.status for op in sound.ops} >= {200, 201, 204, 404, 412, 422}
 
 
@@ -153,6 +163,14 @@ def a_job_in_the_wrong_status(evidence: Evidence) -> None:
 
 def a_file_that_should_not_be_there(evidence: Evidence) -> None:
     evidence.rows["files"].append({**evidence.rows["files"][0], "id": "another"})
+
+
+def a_data_set_that_is_not_listed(evidence: Evidence) -> None:
+    evidence.rows["datasets"].pop()
+
+
+def a_model_that_nobody_made(evidence: Evidence) -> None:
+    evidence.rows["models"].append({"id": "nowhere"})
 
 
 def a_job_without_an_end(evidence: Evidence) -> None:
@@ -305,7 +323,13 @@ BUGS: dict[checker.Invariant, list[Bug]] = {
     checker.nothing_comes_from_nowhere: [a_fact_that_nobody_asked_for],
     checker.the_copy_is_the_log: [a_fact_without_its_copy, a_copy_that_differs, a_copy_that_is_filed_wrongly, a_parked_fact, views_that_are_behind],
     checker.views_can_be_built_again: [a_row_that_is_changed, a_row_that_is_missing, a_row_too_many, views_that_cannot_be_built_again],
-    checker.views_tell_what_happened: [a_view_that_folds_wrongly, a_job_in_the_wrong_status, a_file_that_should_not_be_there],
+    checker.views_tell_what_happened: [
+        a_view_that_folds_wrongly,
+        a_job_in_the_wrong_status,
+        a_file_that_should_not_be_there,
+        a_data_set_that_is_not_listed,
+        a_model_that_nobody_made,
+    ],
     checker.jobs_end_once: [a_job_without_an_end, a_job_with_two_ends, a_stage_that_goes_on_after_its_end, a_stage_out_of_its_turn],
     checker.cancels_are_kept: [an_end_that_nobody_wished, a_cancel_that_is_forgotten],
     checker.projects_stay_within_their_limit: [a_project_that_is_too_full],
@@ -651,7 +675,7 @@ async def a_changed_copy(whole: Platform) -> AsyncIterator[None]:
 async def a_changed_object(whole: Platform) -> AsyncIterator[None]:
     """The part can't be loaded any more either, so that the views can't be built again."""
     async with whole.database() as session:
-        key: str = await session.fetchval("select key from parts order by id limit 1") or ""
+        key: str = await session.fetchval("select p.key from parts p join jobs j on j.id = p.job_id where j.kind = 'ingest' order by p.id limit 1") or ""
     path = whole.servers.store.root / whole.servers.store.bucket / key
     content = path.read_bytes()
     path.write_bytes(content[:-2] + b"  ")

@@ -321,10 +321,10 @@ async def test_a_prediction_is_right_or_refused_clearly_whoever_dies_meanwhile(g
             await _answer(ground, model)
             await eventually(lambda process=process: process.ended() is not None)
             await revive(process)
-        await ground.without_servers("nats")
-        await ground.without_servers("s3")
-        await ground.without_servers("postgres")
-        await ground.without(ground.platform.gateways[1])
+        for names in (["nats"], ["s3"], ["postgres"]) if LONG else (["nats", "s3", "postgres"],):
+            await ground.without_servers(*names)
+        if LONG:
+            await ground.without(ground.platform.gateways[1])
         for at in (0, 1):
             await _answer(ground, model, at=at)
 
@@ -410,7 +410,7 @@ async def test_of_six_starts_at_once_through_two_gateways_five_are_taken(ground:
 async def test_of_a_delete_and_a_start_at_once_through_two_gateways_one_wins(ground: Ground):
     """A run never reads what is gone: it was refused, or it ends; or else the data set is still there."""
     won = Counter[str]()
-    for n in range(4):
+    for n in range(3):
         dataset = (await ground.upload(animals(40, seed=n)))["id"]
         await ground.ready(dataset)
         body = {"dataset_id": dataset, "model_type": "gradient_boosting", "hyperparameters": {"epochs": 1}}

@@ -11,6 +11,7 @@ import pytest
 from infra.embedded import Servers
 from libs.events import (
     Address,
+    Claim,
     Column,
     Event,
     JobCreated,
@@ -67,8 +68,12 @@ class Work:
             PreparationCompleted(job_id=job, parts=1, rows=rows + 1, valid=rows, refused={"ragged": 1}, snapshot=snapshot, notes=["comma"]),
         )
 
+    async def fitting(self, job: str) -> Claim:
+        """What it learns from."""
+        return await self._storage.put(f"local/{job}", b"PAR1")
+
     async def fit(self, job: str, *, epochs: int = 3, untold: Sequence[int] = ()) -> None:
-        snapshot = await self._storage.put(f"local/{job}", b"PAR1")
+        snapshot = await self.fitting(job)
         weights = await self._storage.put(f"local/{job}/1", b"weights")
         metrics: list[dict[str, float | None]] = [
             {"epoch": float(n), "loss": 1 / n, "accuracy": 0.5, "val_loss": 2 / n, "val_accuracy": 0.25 * n} for n in range(1, epochs + 1)
@@ -263,6 +268,24 @@ async def test_how_long_a_run_takes_is_told_by_what_those_before_it_took(api: ht
 
     assert unknown["estimated_time"] > 5
     assert 5 <= known["estimated_time"] <= 25  # 0.1 seconds an epoch
+
+
+async def test_a_run_is_as_far_as_its_last_epoch_says(api: httpx.AsyncClient, ready: dict[str, Any], work: Work):
+    run = await started(api, ready)
+    snapshot = await work.fitting(run["job_id"])
+    await work.say(
+        PreparationCompleted(job_id=run["job_id"], parts=0, rows=2, valid=2, snapshot=snapshot),
+        TrainingStarted(job_id=run["job_id"], attempt=1, device="cpu"),
+        TrainingEvaluated(job_id=run["job_id"], attempt=1, step=45, metrics={"epoch": 45.0, "loss": 0.234, "val_loss": 0.301}),
+    )
+
+    async def told() -> Any:
+        status = (await api.get(f"/training/status/{run['job_id']}")).json()
+        return status if status["current_epoch"] else None
+
+    status = await eventually(told)
+    assert (status["progress"], status["current_epoch"], status["total_epochs"]) == (45, 45, 100)
+    assert status["metrics"] == {"loss": 0.234, "val_loss": 0.301}
 
 
 async def test_trees_are_fitted_with_a_step_of_their_own_where_nobody_says_otherwise(api: httpx.AsyncClient, ready: dict[str, Any]):

@@ -224,12 +224,14 @@ async def test_a_deleted_users_webhooks_end_with_the_user_also_where_something_w
 async def test_the_contracts_names_and_bodies(yard: Yard, receiver: Receiver):
     yard.send()
     await yard.register(receiver.url(), format="contract")
-    run, ingest, doomed, lost = (str(uuid4()) for _ in range(4))
+    run, ingest, table, doomed, lost = (str(uuid4()) for _ in range(5))
     await yard.add(JobCreated(job_id=ingest, kind="ingest", stages=["preparation"], inputs={"file": {"file_id": "file-1"}}))
+    await yard.add(JobCreated(job_id=table, kind="prepare", stages=["preparation"], inputs={"dataset_id": "dataset-1", "file": {"file_id": "file-2"}}))
     for job in (run, doomed, lost):
         await yard.add(JobCreated(job_id=job, kind="train", stages=["preparation", "training"], inputs={}))
 
     await yard.add(PreparationCompleted(job_id=ingest, parts=1, rows=9, valid=9))
+    await yard.add(PreparationCompleted(job_id=table, parts=1, rows=13, valid=12, contents="table"))
     await yard.add(PreparationCompleted(job_id=run, parts=0, rows=0, valid=0))
     merged = str(uuid4())  # what an export merges is no training of anybody's
     await yard.add(JobCreated(job_id=merged, kind="export", stages=["training", "export"], inputs={"training_job_id": run}))
@@ -251,6 +253,7 @@ async def test_the_contracts_names_and_bodies(yard: Yard, receiver: Receiver):
     assert all(set(body) == {"event", "timestamp", "data"} and STAMP.fullmatch(body["timestamp"]) for body in bodies)
     assert [(body["event"], body["data"].get("progress")) for body in bodies] == [
         ("dataset.processed", None),
+        ("dataset.processed", None),
         ("training.started", None),
         ("training.progress", 10),
         ("training.progress", 35),
@@ -261,7 +264,8 @@ async def test_the_contracts_names_and_bodies(yard: Yard, receiver: Receiver):
         ("training.failed", None),
     ]
     assert bodies[0]["data"] == {"dataset_id": "file-1", "job_id": ingest, "rows": 9}
-    assert bodies[2]["data"] == {"job_id": run, "progress": 10, "current_epoch": 1, "metrics": {"loss": 0.5}}
+    assert bodies[1]["data"] == {"dataset_id": "dataset-1", "job_id": table, "rows": 12}  # as its metadata has it
+    assert bodies[3]["data"] == {"job_id": run, "progress": 10, "current_epoch": 1, "metrics": {"loss": 0.5}}
     assert bodies[-3]["data"] == {"job_id": run, "model_id": run, "accuracy": 0.912}
     assert [body["data"]["error"] for body in bodies[-2:]] == ["nothing to train on", "too large"]
 

@@ -111,9 +111,16 @@ async def get(db: asyncpg.Pool, tenant: str, model_id: str) -> Row | None:
 async def page(db: asyncpg.Pool, tenants: list[str], *, model_type: str | None, sort: Sort, descending: bool, limit: int, offset: int) -> tuple[list[Row], int]:
     """With the number of all that match. Those without an accuracy, which regressions have not, come last."""
     order = "desc" if descending else "asc"
+    by = f"accuracy {order} nulls last, id {order}" if sort == "accuracy" else f"{sort} {order}, id {order}"
     where = "tenant = any($1) and ($2::text is null or model_type = $2)"
-    rows = await db.fetch(
-        f"select {_ROW} from models_seen where {where} order by {sort} {order} nulls last, id {order} limit $3 offset $4", tenants, model_type, limit, offset
+    rows = await db.fetch(  # the runs of all the others are not looked at, unless it takes them to tell which are the best
+        f"""select {_ROW} from models_seen
+             where id in (select id from {"models_seen" if sort == "accuracy" else "models"} where {where} order by {by} limit $3 offset $4)
+             order by {by}""",
+        tenants,
+        model_type,
+        limit,
+        offset,
     )
     alone = offset == 0 and len(rows) < limit
     return [Row(**row) for row in rows], len(rows) if alone else await db.fetchval(f"select count(*) from models where {where}", tenants, model_type)

@@ -63,7 +63,11 @@ def _data(recorded: Recorded, dataset_id: str) -> dict[str, Any]:
         case TrainingFailed(job_id=job, message=message) | PreparationFailed(job_id=job, message=message):
             return {"job_id": job, "error": message}
         case PreparationCompleted(job_id=job) as event:
-            return {"dataset_id": dataset_id, "job_id": job, "rows": event.rows}
+            return {
+                "dataset_id": dataset_id,
+                "job_id": job,
+                "rows": event.valid if event.contents else event.rows,
+            }  # of a table or images as its metadata has it
         case WebhookTestRequested(webhook_id=id):
             return {"webhook_id": id}
         case event:

@@ -313,12 +313,14 @@ def _status(row: FitRow, now: datetime) -> TrainingStatus:
     evaluated: dict[str, float | None] = msgspec.json.decode(row.evaluation)
     told = {name: value for name, value in (evaluated or steps).items() if name not in _NO_METRICS}
     running = row.status is Status.RUNNING
+    epoch, epochs = int(evaluated.get("epoch") or steps.get("epoch") or 0), math.ceil(spec.get("epochs") or spec.get("num_epochs") or 0)
+    behind = min(99, 100 * epoch // epochs) if running and epochs else 0
     return TrainingStatus(
         job_id=row.job_id,
         status=STATUS[row.status],
-        progress=row.progress if running or row.status.ended else 0,
-        current_epoch=int(evaluated.get("epoch") or steps.get("epoch") or 0),
-        total_epochs=math.ceil(spec.get("epochs") or spec.get("num_epochs") or 0),
+        progress=max(row.progress, behind) if running or row.status.ended else 0,
+        current_epoch=epoch,
+        total_epochs=epochs,
         metrics=told,
         started_at=stamp_or_none(row.started_at),
         elapsed_time=_seconds(row, row.finished_at or now),
