@@ -330,7 +330,7 @@ async def test_a_prediction_is_right_or_refused_clearly_whoever_dies_meanwhile(g
 
     sys.stdout.write(f"{dict(seen)}\n")
     assert seen.keys() <= {"200", "503", "no connection"}, seen
-    assert seen["200"] > 10
+    assert seen["200"], seen
 
 
 @asynccontextmanager
