@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.optimization import Adafactor
 
 from libs.events import FineTune
 
@@ -104,6 +103,8 @@ def _made(tuning: FineTune, groups: list[dict[str, Any]]) -> torch.optim.Optimiz
         case "adamw":
             return torch.optim.AdamW(groups, lr=tuning.learning_rate, fused=True)
         case "adafactor":  # with the learning rate that was asked for, as everybody who names it so has it
+            from transformers.optimization import Adafactor  # it imports peft and bitsandbytes, which a forkserver mustn't
+
             return Adafactor(groups, lr=tuning.learning_rate, scale_parameter=False, relative_step=False)
         case "adamw_8bit" | "paged_adamw_8bit":
             return _in_8_bits(groups, tuning, paged=tuning.optimizer.startswith("paged") and groups[0]["params"][0].is_cuda)
