@@ -1,18 +1,13 @@
 """What the process that reads a data set is told, and what it says: how far it is, each column, and at its end what it made or why it made nothing."""
 
-import struct
 from collections.abc import Callable
 
 import msgspec
 
 from libs.events import Column
+from services.datasets.frames import OUT_OF_BOUNDS, Refusal, Refused, packed
 
-LARGEST_FRAME = 1024 * 1024
-OUT_OF_BOUNDS = 3
-"""Exit status of a process that wanted more memory or disk than it may have."""
-
-_length = struct.Struct("<I")
-PREFIX = _length.size
+__all__ = ["OUT_OF_BOUNDS", "Described", "Frame", "Limits", "Order", "Prepared", "Progress", "Refusal", "Refused", "Say", "packed", "unpacked"]
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,40 +67,10 @@ class Prepared(msgspec.Struct, frozen=True, kw_only=True, tag=2, array_like=True
     notes: list[str]
 
 
-class Refused(msgspec.Struct, frozen=True, kw_only=True, tag=3, array_like=True, gc=False):
-    """A Refusal on its way."""
-
-    code: str
-    message: str
-
-
-class Refusal(Exception):
-    """Why nothing can be made of the file: a stable code, and words for who uploaded it."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-
-
 Frame = Progress | Described | Prepared | Refused
 Say = Callable[[Frame], None]
 
-_encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Frame).decode
-
-
-def packed(frame: Frame) -> bytes:
-    body = _encode(frame)
-    return _length.pack(len(body)) + body
-
-
-def size_of(prefix: bytes | bytearray) -> int:
-    """Of the frame behind it."""
-    (size,) = _length.unpack(prefix)
-    if size > LARGEST_FRAME:
-        raise msgspec.DecodeError(f"a frame of {size} bytes")
-    return size
 
 
 def unpacked(body: bytes) -> Frame:

@@ -1,26 +1,24 @@
 """What the process that reads a document says: blocks of text, how far it is, and at its end what is to be known or why there is nothing."""
 
 import re
-import struct
 from collections.abc import Iterator
 from typing import IO
 
 import msgspec
 
+from services.datasets.frames import OUT_OF_BOUNDS, PREFIX, Refusal, Refused, packed, size_of
+
+__all__ = ["OUT_OF_BOUNDS", "Block", "End", "Found", "Limits", "Order", "Path", "Progress", "Refusal", "Refused", "divided", "packed", "storable", "written"]
+
 LONGEST = 16 * 1024
 """Characters of a block; what is longer comes in several."""
-LARGEST_FRAME = 1024 * 1024
 DEEPEST = 6
 """Headings in a path."""
 LONGEST_HEADING = 200
-OUT_OF_BOUNDS = 3
-"""Exit status of a process that wanted more memory than it may have."""
 
 _CONTROL = re.compile(r"[\x01-\x08\x0e-\x1f\x7f-\x9f]")
 _BLANKS = re.compile(r"[ \t\u00a0]{64,}")
 _NEWLINES = re.compile(r"\r\n?|[\v\f\x85\u2028\u2029]")
-_length = struct.Struct("<I")
-PREFIX = _length.size
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,40 +70,10 @@ class End(msgspec.Struct, frozen=True, kw_only=True, tag=2, array_like=True, gc=
     notes: tuple[str, ...] = ()
 
 
-class Refusal(Exception):
-    """Why nothing of the document can be used: a stable code, and words for who uploaded it."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-
-
-class Refused(msgspec.Struct, frozen=True, kw_only=True, tag=3, array_like=True, gc=False):
-    """A Refusal on its way."""
-
-    code: str
-    message: str
-
-
 Found = Block | Progress | End
 Frame = Block | Progress | End | Refused
 
-_encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Frame).decode
-
-
-def packed(frame: Frame) -> bytes:
-    body = _encode(frame)
-    return _length.pack(len(body)) + body
-
-
-def size_of(prefix: bytes | bytearray) -> int:
-    """Of the frame behind it."""
-    (size,) = _length.unpack(prefix)
-    if size > LARGEST_FRAME:
-        raise msgspec.DecodeError(f"a frame of {size} bytes")
-    return size
 
 
 def unpacked(body: bytes) -> Frame:
