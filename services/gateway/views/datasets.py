@@ -28,8 +28,6 @@ datasets = Table(
     Column("created_at", DateTime(timezone=True), nullable=False),
     Column("version", BigInteger, nullable=False),
     Index("datasets_newest", "tenant", "created_at", "id"),
-    Index("datasets_by_name", "tenant", "name", "id"),
-    Index("datasets_by_size", "tenant", "size", "id"),
     Index("datasets_by_job", "job_id"),
 )
 columns = Table(
