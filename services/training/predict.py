@@ -11,11 +11,10 @@ from typing import TypeVar
 import msgspec
 import nats.errors
 from nats.aio.msg import Msg
-from nats.aio.subscription import Subscription
 
 from libs.config import Training
 from libs.events import Claim
-from libs.prediction import INLINE, SUBJECT, Answer, Prediction, Question, Refusal
+from libs.prediction import INLINE, SUBJECT, Answer, Prediction, Question
 from libs.storage import Missing, StorageDown
 
 from .eyes import Eyes
@@ -23,18 +22,17 @@ from .images import Preparation
 from .place import Place
 from .reading import Wrong
 from .sessions import Loaded, Sessions, TooLarge, Unusable
+from .together import BROKEN, BUSY, Together, answers, encode, is_quick, refused, respond, wrong
 from .transfer import Spoiled
 
 log = logging.getLogger(__name__)
 
 MOST_WAITING = 128
 """Questions that are being answered or wait for it; the next ones are told to come back."""
-MOST_QUEUED = 1_000
+MOST_QUICK = 1_000
 """Of those that are answered as they come."""
-QUICK = 0.0005
-"""Seconds that a model may take of the process that everything else goes on in: to hand a row to a thread and back costs more than most models."""
 FEW = 8
-"""Rows, or images that are looked at together."""
+"""Images that are looked at together."""
 LARGEST = 64 * 1024 * 1024
 """Bytes of inputs in the object store."""
 MB = 1024 * 1024
@@ -49,16 +47,18 @@ class Predictions:
         self._eyes = Eyes(place.children)
         self.sessions = Sessions(place.storage, budget=settings.predict_memory_mb * MB)
         self._threads = ThreadPoolExecutor(settings.predict_threads, thread_name_prefix="predict")
+        self._together = Together()
         self._answering: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
         """One of all replicas answers."""
-        self._questions: Subscription = await self._nc.subscribe(f"ask.{SUBJECT}", queue="training", cb=self._begin)
+        questions = await self._nc.subscribe(f"ask.{SUBJECT}", queue="training", cb=self._begin)
         try:
-            await asyncio.get_running_loop().create_future()
+            await self._together.run()
         finally:
             with suppress(nats.errors.Error, OSError):
-                await self._questions.unsubscribe()
+                await questions.unsubscribe()
+            await self._together.close()
             for task in self._answering:
                 task.cancel()
             await asyncio.gather(*self._answering, return_exceptions=True)
@@ -67,65 +67,58 @@ class Predictions:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _begin(self, msg: Msg) -> None:
-        said = self._at_once(msg.data)
-        if isinstance(said, bytes):
-            await _respond(msg, said)
-            return
-        task = asyncio.create_task(self._answer(msg, said))
-        self._answering.add(task)
-        task.add_done_callback(self._answering.discard)
-
-    def _at_once(self, asked: bytes) -> bytes | Question:
-        """The answer if it is quickly said; else the question."""
-        if self._questions.pending_msgs > MOST_QUEUED:
-            return BUSY
         try:
-            question = _question(asked)
-            loaded = self.sessions.ready(question.model, question.preparation)
-            if loaded and _is_quick(loaded, question):
-                return _predicted(loaded, question.inputs, question.probabilities)
+            question = _question(msg.data)
         except _Strange as error:
-            return _refused("service", str(error))
-        except Exception:
-            log.exception("no prediction")
-            return _BROKEN
-        return BUSY if len(self._answering) >= MOST_WAITING else question
+            await respond(msg, refused("service", str(error)))
+            return
+        loaded = self.sessions.ready(question.model, question.preparation)
+        if loaded and is_quick(loaded, question):
+            if self._together.count < MOST_QUICK:
+                self._together.add(msg, loaded, question)
+                return
+        elif len(self._answering) < MOST_WAITING:
+            task = asyncio.create_task(self._answer(msg, question))
+            self._answering.add(task)
+            task.add_done_callback(self._answering.discard)
+            return
+        await respond(msg, BUSY)
 
     async def _answer(self, msg: Msg, question: Question) -> None:
         try:
             async with asyncio.timeout(question.seconds):
                 said = await self._found(question)
         except Wrong as error:
-            said = _wrong(error)
+            said = wrong(error)
         except TimeoutError:
-            said = _refused("late", f"It takes longer than {question.seconds:g} seconds")
+            said = refused("late", f"It takes longer than {question.seconds:g} seconds")
         except (Missing, Spoiled):
-            said = _refused("model", "a file of it is not in the object store any more as it was stored")
+            said = refused("model", "a file of it is not in the object store any more as it was stored")
         except Unusable as error:
             log.warning("a model that can't predict: %s", error, extra={"key": question.model.key})
-            said = _refused("model", str(error))
+            said = refused("model", str(error))
         except TooLarge as error:
-            said = _refused("too_large", str(error))
+            said = refused("too_large", str(error))
         except StorageDown as error:
             log.warning("the object store is away: %s", error)
-            said = _refused("storage", "the object store does not answer")
+            said = refused("storage", "the object store does not answer")
         except asyncio.CancelledError:
-            await _respond(msg, BUSY)  # this process ends, another may be there
+            await respond(msg, BUSY)  # this process ends, another may be there
             raise
         except Exception:
             log.exception("no prediction")
-            said = _BROKEN
-        await _respond(msg, said)
+            said = BROKEN
+        await respond(msg, said)
 
     async def _found(self, question: Question) -> bytes:
         loaded = await self.sessions.get(question.model, question.preparation)
         inputs = await self._fetched(question.elsewhere) if question.elsewhere else question.inputs
         if loaded.look:
-            said = _encode(Answer(predictions=await self._of_images(loaded, loaded.look, inputs, question)))
+            said = encode(Answer(predictions=await self._of_images(loaded, loaded.look, inputs, question)))
         elif question.files:
             raise Wrong(0, "", "this model is of a table: send its rows as JSON")
         else:
-            said = await self._in_a_thread(partial(_predicted, loaded, inputs, question.probabilities))
+            (said,) = await self._in_a_thread(partial(answers, loaded, [inputs], probabilities=question.probabilities))
         if len(said) <= INLINE:
             return said
         return msgspec.json.encode(Answer(elsewhere=await self._storage.put(question.folder, said)))
@@ -164,35 +157,3 @@ def _question(data: bytes) -> Question:
     if not question.tenant or not all(key.startswith(f"{question.tenant}/") for key in (*keys, f"{question.folder}/")):
         raise _Strange("What is another workspace's is not to be had")
     return question
-
-
-def _is_quick(loaded: Loaded, question: Question) -> bool:
-    return loaded.reader is not None and 0 < len(question.inputs) <= FEW and len(question.inputs) * loaded.seconds <= QUICK
-
-
-def _predicted(loaded: Loaded, inputs: list[msgspec.Raw], probabilities: bool) -> bytes:
-    """Of a table."""
-    assert loaded.reader
-    try:
-        x, notes = loaded.reader.read(inputs)
-    except Wrong as error:
-        return _wrong(error)
-    return _encode(Answer(predictions=loaded.answer(x, probabilities=probabilities), notes=notes))
-
-
-def _wrong(error: Wrong) -> bytes:
-    return _encode(Answer(refusal=Refusal(code="input", message=str(error), row=error.row, at=error.at)))
-
-
-async def _respond(msg: Msg, said: bytes) -> None:
-    with suppress(nats.errors.Error, OSError):
-        await msg.respond(said)
-
-
-def _refused(code: str, message: str) -> bytes:
-    return msgspec.json.encode(Answer(refusal=Refusal(code=code, message=message)))
-
-
-_encode = msgspec.json.Encoder().encode
-BUSY = _refused("busy", "Too many predictions are asked for at once")
-_BROKEN = _refused("service", "An unexpected error occurred")

@@ -33,6 +33,18 @@ class Wrong(Exception):
         self.at = at
 
 
+class Rows:
+    """That were asked for together, as numbers and codes."""
+
+    __slots__ = ("codes", "notes", "numbers")
+
+    def __init__(self) -> None:
+        self.numbers: list[list[float]] = []
+        self.codes: list[list[float]] = []
+        self.notes: dict[str, None] = {}
+        """What was taken otherwise than it may have been meant, each once."""
+
+
 class Reader:
     """Of the rows of one table."""
 
@@ -53,17 +65,15 @@ class Reader:
         self._all_numbers = all(feature.type in ("integer", "numeric") for feature in preparation.features)
         self.width = preparation.width
 
-    def read(self, inputs: Sequence[msgspec.Raw]) -> tuple[NDArray[np.float32], list[str]]:
-        """With notes about what was taken otherwise than it may have been meant. Raises Wrong."""
-        notes: list[str] = []
-        numbers: list[list[float]] = []
-        codes: list[list[float]] = []
+    def read(self, inputs: Sequence[msgspec.Raw]) -> Rows:
+        """Raises Wrong."""
+        rows = Rows()
         for row, raw in enumerate(inputs):
             if self._all_numbers and (known := self._just_numbers(raw)) is not None:
-                numbers.append(known)
+                rows.numbers.append(known)
             else:
-                self._read(row, raw, numbers, codes, notes)
-        return self._scaled(np.array(numbers, dtype=np.float64), codes), list(dict.fromkeys(notes)) if notes else notes
+                self._read(row, raw, rows)
+        return rows
 
     def _just_numbers(self, raw: msgspec.Raw) -> list[float] | None:
         """What most rows are, in a tenth of the time."""
@@ -73,7 +83,7 @@ class Reader:
             return None
         return found if len(found) == len(self._names) else None
 
-    def _read(self, row: int, raw: msgspec.Raw, numbers: list[list[float]], codes: list[list[float]], notes: list[str]) -> None:
+    def _read(self, row: int, raw: msgspec.Raw, rows: Rows) -> None:
         given = _decoded(row, raw)
         values = given if isinstance(given, list) else self._by_place(row, given)
         if len(values) != len(self._names):
@@ -86,14 +96,15 @@ class Reader:
                     line += read(values[place])
                 else:
                     line.append(read(values[place]))
-            numbers.append(line)
+            rows.numbers.append(line)
             if self._named:
                 line = []
                 for place, categories in self._named:
                     line.append(code := categories(value := values[place]))
-                    if not code and value not in (None, "") and len(notes) < MOST_NOTES:
-                        notes.append(f"{self._names[place]}: {str(value)[:100]!r} is none of the values that the model has learned from; it counts as unknown")
-                codes.append(line)
+                    if not code and value not in (None, "") and len(rows.notes) < MOST_NOTES:
+                        note = f"{self._names[place]}: {str(value)[:100]!r} is none of the values that the model has learned from; it counts as unknown"
+                        rows.notes[note] = None
+                rows.codes.append(line)
         except Unfit as error:
             at = f"[{place}]" if isinstance(given, list) else f".{self._names[place]}"
             raise Wrong(row, at, str(error)) from None
@@ -108,7 +119,10 @@ class Reader:
             raise Wrong(row, f".{unknown[0][:100]}", f"There is no feature {unknown[0][:100]!r}, only {_listed(self._names)}")
         return [given[name] for name in self._names]
 
-    def _scaled(self, found: NDArray[np.float64], codes: list[list[float]]) -> NDArray[np.float32]:
+    def scaled(self, together: Sequence[Rows]) -> NDArray[np.float32]:
+        """What the model takes, of all of them in one."""
+        found = np.array([line for rows in together for line in rows.numbers], dtype=np.float64)
+        codes = [line for rows in together for line in rows.codes]
         indicators = None
         if self._indicated or (found.size and math.isnan(found.min())):
             gone = np.isnan(found)

@@ -62,19 +62,23 @@ def raw(*rows: Any) -> list[msgspec.Raw]:
 # ---- what a model is given
 
 
+def scaled(reader: Reader, *rows: Any) -> Any:
+    return reader.scaled([reader.read(raw(*rows))])
+
+
 @pytest.mark.parametrize("missing", ["median", "nan"])
 def test_a_row_becomes_the_numbers_that_it_was_in_training_whether_by_name_or_by_place(missing: str):
     preparation = known(missing)
 
-    by_name, _ = Reader(preparation).read(raw(*ROWS))
-    by_place, _ = Reader(preparation).read(raw(*([row[name] for name, _ in COLUMNS] for row in ROWS)))
+    by_name = scaled(Reader(preparation), *ROWS)
+    by_place = scaled(Reader(preparation), *([row[name] for name, _ in COLUMNS] for row in ROWS))
 
     expected = preparation.encode_rows(ROWS)
     np.testing.assert_array_equal(by_name, expected)
     np.testing.assert_array_equal(by_place, expected)
     assert by_name.dtype == np.float32
     for n in range(len(ROWS)):
-        np.testing.assert_array_equal(Reader(preparation).read(raw(ROWS[n]))[0][0], expected[n])
+        np.testing.assert_array_equal(scaled(Reader(preparation), ROWS[n])[0], expected[n])
 
 
 def test_columns_of_one_kind_alone_are_read_too():
@@ -83,14 +87,15 @@ def test_columns_of_one_kind_alone_are_read_too():
     columns = [("category", ["x", "x", "z"]), ("numeric", [1.0, 2.0, None]), ("date", ["2024-01-01", None, date(2024, 5, 5).isoformat()])]
     for kind, values in columns:
         preparation = features.learned([("f", kind)], {"f": values}, target=target, missing="nan")
-        np.testing.assert_array_equal(Reader(preparation).read(raw(*([value] for value in values)))[0], preparation.encode({"f": values}, 3))
+        np.testing.assert_array_equal(scaled(Reader(preparation), *([value] for value in values)), preparation.encode({"f": values}, 3))
 
 
 def test_a_category_that_was_never_seen_counts_as_unknown_and_is_told_once():
-    x, notes = Reader(known()).read(raw({**ROWS[0], "colour": "mauve"}, {**ROWS[0], "colour": "mauve"}, {**ROWS[0], "colour": None}))
+    reader = Reader(known())
+    rows = reader.read(raw({**ROWS[0], "colour": "mauve"}, {**ROWS[0], "colour": "mauve"}, {**ROWS[0], "colour": None}))
 
-    assert x[:, -1].tolist() == [0.0, 0.0, 0.0]
-    assert notes == ["colour: 'mauve' is none of the values that the model has learned from; it counts as unknown"]
+    assert reader.scaled([rows])[:, -1].tolist() == [0.0, 0.0, 0.0]
+    assert list(rows.notes) == ["colour: 'mauve' is none of the values that the model has learned from; it counts as unknown"]
 
 
 @pytest.mark.parametrize(
@@ -198,8 +203,7 @@ def holds(onnx: bytes, count: int) -> int:
 
 def answers(loaded: Loaded) -> str | None:
     assert loaded.reader
-    x, _ = loaded.reader.read(raw([0, 9, 0, 0]))
-    return loaded.answer(x, probabilities=False)[0].said
+    return loaded.answer(scaled(loaded.reader, [0, 9, 0, 0]), probabilities=False)[0].said
 
 
 async def test_a_cold_model_is_loaded_once_however_many_ask_for_it_and_one_of_them_may_give_up(store: Any, storage: Storage, tenant: str):
@@ -491,12 +495,13 @@ def test_a_table_model_predicts_what_it_said_to_its_trainer(tmp_path: Path, fit:
 
     loaded = opened(left["model.onnx"], left["preprocess.json"], size=1)
     assert loaded.reader
-    x, notes = loaded.reader.read(raw(*rows, list(rows[0].values())))
+    read = loaded.reader.read(raw(*rows, list(rows[0].values())))
+    x = loaded.reader.scaled([read])
     found = loaded.answer(x, probabilities=True)
 
     preparation = msgspec.json.decode(left["preprocess.json"], type=Preparation)
     np.testing.assert_array_equal(x[:30], preparation.encode_rows(rows))
-    assert notes == []
+    assert not read.notes
     assert found[0] == found[30]
     assert {one.said for one in found} == {"low", "middle", "high"}
     assert all(one.probabilities and one.confidence == max(share or 0.0 for share in one.probabilities.values()) for one in found)
