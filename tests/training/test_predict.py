@@ -29,6 +29,7 @@ from services.training.frames import Completed
 from services.training.reading import Reader, Wrong
 from services.training.runner.looking import seen
 from services.training.sessions import OWN, Loaded, Sessions, TooLarge, Unusable, opened
+from services.training.together import Together, answers
 from services.training.transfer import Spoiled
 from tests.kit import fits, looks
 from tests.kit import predictors as kit
@@ -39,6 +40,7 @@ from tests.kit.training import descendants, kill, service
 
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # nats-py leaves them behind where a reconnect fails halfway
 
+CLAIM = Claim(key="t/x", sha256="0" * 64, size=1)
 COLUMNS: list[tuple[str, features.Kind]] = [("size", "numeric"), ("count", "integer"), ("old", "boolean"), ("colour", "category"), ("day", "date")]
 ROWS: list[dict[str, Any]] = [
     {"size": 1.5, "count": 3, "old": True, "colour": "red", "day": "2024-01-31"},
@@ -201,7 +203,7 @@ def holds(onnx: bytes, count: int) -> int:
     return count * (len(onnx) + len(onnx) // 4 + about + OWN) + OWN // 2
 
 
-def answers(loaded: Loaded) -> str | None:
+def guess(loaded: Loaded) -> str | None:
     assert loaded.reader
     return loaded.answer(scaled(loaded.reader, [0, 9, 0, 0]), probabilities=False)[0].said
 
@@ -217,7 +219,7 @@ async def test_a_cold_model_is_loaded_once_however_many_ask_for_it_and_one_of_th
 
     assert asking[0].cancelled()
     assert len(set(map(id, loaded))) == 1
-    assert answers(loaded[0]) == "dog"
+    assert guess(loaded[0]) == "dog"
     assert sessions.ready(*files) is loaded[0]
     assert sorted(store.read) == sorted(claim.key for claim in files)
 
@@ -233,7 +235,7 @@ async def test_the_models_that_nobody_asked_for_longest_make_room(store: Any, st
     await sessions.get(*third)
 
     assert [sessions.ready(*files) is not None for files in (first, second, third)] == [True, False, True]
-    assert answers(await sessions.get(*second)) == "dog"
+    assert guess(await sessions.get(*second)) == "dog"
     assert sessions.ready(*first) is None
 
 
@@ -244,7 +246,7 @@ async def test_models_that_are_loaded_together_never_take_more_than_there_is(sto
 
     loaded = await asyncio.gather(*(sessions.get(*files) for files in several))
 
-    assert [answers(one) for one in loaded] == ["dog"] * 4
+    assert [guess(one) for one in loaded] == ["dog"] * 4
     assert sum(sessions.ready(*files) is not None for files in several) == 1
 
 
@@ -269,7 +271,7 @@ async def test_another_object_than_the_one_that_was_claimed_is_not_used_and_the_
     with pytest.raises(Missing):
         await sessions.get(msgspec.structs.replace(model, key=f"{model.key}0"), preparation)
 
-    assert answers(await sessions.get(model, preparation)) == "dog"
+    assert guess(await sessions.get(model, preparation)) == "dog"
 
 
 # ---- the service
@@ -402,6 +404,87 @@ async def test_when_one_of_two_is_killed_in_the_middle_everybody_is_answered(
     await asyncio.gather(*(client() for _ in range(16)))
 
     assert {answer.predictions[0].said for answer in answers} == {"dog"}
+
+
+async def test_everybody_of_many_at_once_gets_his_own_answer(training: Process, nc: Client, storage: Storage, tenant: str, bird: tuple[Claim, Claim]):
+    """Of two models, with and without probabilities, some of them wrong: they are computed together."""
+    other = await kit.stored(storage, tenant, prepared=kit.preparation(classes=["ant", "bee", "fly"]))
+    named = {bird: kit.CLASSES, other: ["ant", "bee", "fly"]}
+    for files in named:
+        await kit.ask(nc, kit.question(tenant, files, [0, 0, 0, 0]))
+    asked = [
+        (files, first, probabilities, "x" if wrong else 1 + n)
+        for n in range(6)
+        for files in named
+        for first in range(3)
+        for probabilities in (False, True)
+        for wrong in (False, n == 3)
+    ]
+
+    said = await asyncio.gather(
+        *(
+            kit.ask(nc, kit.question(tenant, files, [value if place == first else 0 for place in range(4)], [0, 0, 20, 0], probabilities=probabilities))
+            for files, first, probabilities, value in asked
+        )
+    )
+
+    for (files, first, probabilities, value), answer in zip(asked, said, strict=True):
+        if value == "x":
+            assert answer.refusal
+            assert (answer.refusal.code, answer.refusal.row, answer.refusal.at) == ("input", 0, f"[{first}]")
+            continue
+        sure, last = answer.predictions
+        assert (sure.said, last.said) == (named[files][first], named[files][2])
+        assert sure.confidence == pytest.approx(np.exp(value) / (np.exp(value) + 2), abs=1e-5)
+        assert (sure.probabilities is not msgspec.UNSET) is probabilities
+
+
+def test_rows_say_the_same_together_as_alone_and_a_wrong_one_costs_the_others_nothing():
+    preparation = known()
+    loaded = opened(kit.linear(width=preparation.width, outputs=2, seed=1), msgspec.json.encode(preparation), size=1)
+    mauve = {**ROWS[0], "colour": "mauve"}
+    asked = [raw(ROWS[0]), raw(ROWS[1], ROWS[2]), raw(ROWS[0], [1]), [], raw(mauve), raw(*(list(row.values()) for row in ROWS))]
+
+    said = [msgspec.json.decode(answer, type=Answer) for answer in answers(loaded, asked, probabilities=True)]
+
+    assert [len(answer.predictions) for answer in said] == [1, 2, 0, 0, 1, 6]
+    assert [answer.refusal is not None for answer in said] == [False, False, True, False, False, False]
+    assert said[4].notes
+    assert not any(answer.notes for answer in said[:4])
+    for inputs, answer in zip(asked, said, strict=True):
+        (alone,) = answers(loaded, [inputs], probabilities=True)
+        for one, other in zip(answer.predictions, msgspec.json.decode(alone, type=Answer).predictions, strict=True):
+            assert one.said == other.said
+            assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+
+
+class Letterbox:
+    """A message to which the answer stays here."""
+
+    said: bytes = b""
+
+    async def respond(self, data: bytes) -> None:
+        self.said = data
+
+
+async def test_who_waits_when_the_service_ends_is_told_to_ask_another():
+    loaded = opened(kit.linear(), msgspec.json.encode(kit.preparation()), size=1)
+    together, boxes = Together(), [Letterbox() for _ in range(200)]
+    for box in boxes:
+        together.add(box, loaded, kit.question("t", (CLAIM, CLAIM), [0, 9, 0, 0]))  # pyright: ignore[reportArgumentType]
+    answering = asyncio.create_task(together.run())
+    while not boxes[0].said:
+        await asyncio.sleep(0)
+    answering.cancel()
+    await asyncio.gather(answering, return_exceptions=True)
+
+    await together.close()
+
+    said = [msgspec.json.decode(box.said, type=Answer) for box in boxes]
+    codes = [answer.refusal.code if answer.refusal else "" for answer in said]
+    assert codes == sorted(codes)
+    assert set(codes) == {"", "busy"}
+    assert together.count == 0
 
 
 # ---- images
