@@ -32,6 +32,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     """Where an answer is stored that is too large for the bus; who asks removes it."""
     seconds: float
     """After which nobody waits for the answer any more."""
+    again: bool = False
+    """It was asked before, for all that who asks knows of somebody who is dead by now: whoever is at it says nothing to this."""
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -23,6 +23,7 @@ from .projects import (
     ProjectWorkStarted,
 )
 from .specs import (
+    MEASURED,
     Ancestor,
     ChunkInputs,
     ChunkSpec,
@@ -67,6 +68,7 @@ from .workspaces import WorkspaceCreated, WorkspaceMemberAdded, WorkspaceMemberR
 
 __all__ = [
     "EVENTS",
+    "MEASURED",
     "Address",
     "Ancestor",
     "BusCredentialCreated",

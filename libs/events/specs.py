@@ -159,6 +159,10 @@ class FitInputs(msgspec.Struct, frozen=True, kw_only=True):
     source: str
 
 
+MEASURED = {"classification": ("val_loss", "val_accuracy", "val_f1"), "regression": ("val_loss", "val_mae", "val_rmse", "val_r2")}
+"""What early stopping can go by, for each task."""
+
+
 class Fit(msgspec.Struct, frozen=True, kw_only=True):
     """How a model is fitted to a data set: to a table, or to images, as the data set has it."""
 

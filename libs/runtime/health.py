@@ -19,8 +19,9 @@ Check = Callable[[], Awaitable[str]]
 
 async def report(checks: dict[str, Check], *, patience: float = 2.0) -> dict[str, str]:
     """Each part with what is wrong with it, "" when all is well; all asked at once, none waited for long."""
-    answers = await asyncio.gather(*(_ask(check, patience) for check in checks.values()))
-    return dict(zip(checks, answers, strict=True))
+    parts = dict(checks)  # as they are now: a process that starts has more by the time they have answered
+    answers = await asyncio.gather(*(_ask(check, patience) for check in parts.values()))
+    return dict(zip(parts, answers, strict=True))
 
 
 async def _ask(check: Check, patience: float) -> str:

@@ -10,7 +10,7 @@ import nats.errors
 import nats.js.errors
 
 from libs.config import Training
-from libs.runtime.member import member
+from libs.runtime.member import member, starting
 from libs.runtime.waiting import Stopped, unless
 
 from .children import ENTRY, PRELOAD, Children, frugal
@@ -35,7 +35,7 @@ async def serve(settings: Training, stop: asyncio.Event, *, timing: Timing | Non
     try:
         with workplace(_folder(settings.runs_folder)) as runs:
             async with member("training", settings, stop) as me:
-                me.checks["children"] = children.check
+                me.checks.update(children=children.check, questions=starting)
                 leases = Leases(me.nc, ack_wait=timing.ack_wait)
                 await unless(stop, _provided(leases))
                 hardware = Hardware(children)
@@ -43,8 +43,12 @@ async def serve(settings: Training, stop: asyncio.Event, *, timing: Timing | Non
                 models = _folder(settings.models_folder)
                 place = Place(nc=me.nc, log=me.log, storage=me.storage, children=children, runs=runs, models=models, timing=timing)
                 workers = Workers(place, leases, await unless(stop, hardware.slots(settings.workers, settings.threads)))
-                await workers.listen(me.nc)
-                await _until(stop, Scheduler(me.log, leases).run(), workers.run(), Rehearsals(place).run(), Predictions(place, settings).run())
+                rehearsals, predictions = Rehearsals(place), Predictions(place, settings)
+                for one in (workers, rehearsals, predictions):
+                    await one.listen(me.nc)
+                await me.nc.flush()
+                del me.checks["questions"]
+                await _until(stop, Scheduler(me.log, leases).run(), workers.run(), rehearsals.run(), predictions.run())
     finally:
         await children.close()
 

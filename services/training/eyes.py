@@ -36,6 +36,10 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     """What is wrong with that one; empty: nothing."""
 
 
+class Blind(Exception):
+    """Nobody can be had who would look; the images have nothing to do with it."""
+
+
 class Eyes:
     def __init__(self, children: Children) -> None:
         self._children = children
@@ -43,7 +47,7 @@ class Eyes:
         self._child: Child | None = None
 
     async def look(self, preparation: Preparation, items: Sequence[bytes], *, are_json: bool) -> Pixels:
-        """Raises Wrong, with the place among these."""
+        """Raises Wrong, with the place among these, or Blind."""
         async with self._turn:
             try:
                 seen = await self._look(Shown(preparation=preparation, items=list(items), are_json=are_json))
@@ -68,24 +72,45 @@ class Eyes:
         self._end()
 
     async def _look(self, shown: Shown) -> Seen:
+        """An image whose decoder ended may have nothing to do with it: whatever kills processes for want of memory begins with ours."""
+        try:
+            return await self._show(shown)
+        except _Ended:
+            if len(shown.items) > 1:
+                raise
+            return await self._show(shown)
+
+    async def _show(self, shown: Shown) -> Seen:
         """Whoever is cancelled in the middle leaves nobody an answer that isn't his."""
+        await self._open()
+        body = msgspec.msgpack.encode(shown)
         try:
             async with asyncio.timeout(PATIENCE):
-                if self._child is None:
-                    self._child = await self._children.start(None, entry=ENTRY, environ={"CUDA_VISIBLE_DEVICES": ""}, offline=True)
-                    self._reader, self._writer = await asyncio.open_unix_connection(sock=self._child.sock)
-                body = msgspec.msgpack.encode(shown)
                 self._writer.write(LENGTH.pack(len(body)))
                 self._writer.write(body)
                 await self._writer.drain()
                 (length,) = LENGTH.unpack(await self._reader.readexactly(LENGTH.size))
                 return msgspec.msgpack.decode(await self._reader.readexactly(length), type=Seen)
-        except (TimeoutError, asyncio.IncompleteReadError, OSError, Gone) as error:
+        except TimeoutError as error:
             self._end()
-            raise _Blinded(f"{type(error).__name__}: {error}") from error
+            raise _Blinded(f"not within {PATIENCE:g} s") from error
+        except (asyncio.IncompleteReadError, OSError) as error:
+            self._end()
+            raise _Ended(f"{type(error).__name__}: {error}") from error
         except BaseException:
             self._end()
             raise
+
+    async def _open(self) -> None:
+        """It may have ended since it was shown something."""
+        if self._child and self._child.ended.is_set():
+            self._end()
+        if self._child is None:
+            try:
+                self._child = await self._children.start(None, entry=ENTRY, environ={"CUDA_VISIBLE_DEVICES": ""}, offline=True)
+            except (Gone, OSError) as error:
+                raise Blind(f"no process to decode images: {error}") from error
+            self._reader, self._writer = await asyncio.open_unix_connection(sock=self._child.sock)
 
     def _end(self) -> None:
         if self._child:
@@ -95,4 +120,8 @@ class Eyes:
 
 
 class _Blinded(Exception):
-    """The process ended, or had to be ended."""
+    """The process ended while it looked, or had to be ended."""
+
+
+class _Ended(_Blinded):
+    """Nobody of ours ended it."""

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import msgspec
 import nats.errors
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from libs.config import Training
@@ -17,7 +18,7 @@ from libs.events import Claim
 from libs.prediction import INLINE, SUBJECT, Answer, Prediction, Question
 from libs.storage import Missing, StorageDown
 
-from .eyes import Eyes
+from .eyes import Blind, Eyes
 from .images import Preparation
 from .place import Place
 from .reading import Wrong
@@ -42,22 +43,24 @@ T = TypeVar("T")
 
 class Predictions:
     def __init__(self, place: Place, settings: Training) -> None:
-        self._nc = place.nc
         self._storage = place.storage
         self._eyes = Eyes(place.children)
         self.sessions = Sessions(place.storage, budget=settings.predict_memory_mb * MB)
         self._threads = ThreadPoolExecutor(settings.predict_threads, thread_name_prefix="predict")
         self._together = Together()
-        self._answering: set[asyncio.Task[None]] = set()
+        self._answering: dict[asyncio.Task[None], str] = {}
+        """And the question's folder, which tells it from all others."""
+
+    async def listen(self, nc: Client) -> None:
+        """One of all replicas answers."""
+        self._questions = await nc.subscribe(f"ask.{SUBJECT}", queue="training", cb=self._begin)
 
     async def run(self) -> None:
-        """One of all replicas answers."""
-        questions = await self._nc.subscribe(f"ask.{SUBJECT}", queue="training", cb=self._begin)
         try:
             await self._together.run()
         finally:
             with suppress(nats.errors.Error, OSError):
-                await questions.unsubscribe()
+                await self._questions.unsubscribe()
             await self._together.close()
             for task in self._answering:
                 task.cancel()
@@ -77,10 +80,12 @@ class Predictions:
             if self._together.count < MOST_QUICK:
                 self._together.add(msg, loaded, question)
                 return
+        elif question.again and question.folder in self._answering.values():
+            return
         elif len(self._answering) < MOST_WAITING:
             task = asyncio.create_task(self._answer(msg, question))
-            self._answering.add(task)
-            task.add_done_callback(self._answering.discard)
+            self._answering[task] = question.folder
+            task.add_done_callback(self._answering.pop)
             return
         await respond(msg, BUSY)
 
@@ -99,6 +104,9 @@ class Predictions:
             said = refused("model", str(error))
         except TooLarge as error:
             said = refused("too_large", str(error))
+        except Blind as error:
+            log.warning("%s", error)
+            said = refused("busy", "No process is there yet to decode images")
         except StorageDown as error:
             log.warning("the object store is away: %s", error)
             said = refused("storage", "the object store does not answer")

@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 import nats.errors
+from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from libs.events import FineTune
@@ -42,9 +43,11 @@ class Rehearsals:
         """Of workspaces that ask now."""
         self._answering: set[asyncio.Task[None]] = set()
 
-    async def run(self) -> None:
+    async def listen(self, nc: Client) -> None:
         """One of all replicas answers."""
-        await self._place.nc.subscribe(f"ask.{SUBJECT}", queue="training", cb=self._begin)
+        await nc.subscribe(f"ask.{SUBJECT}", queue="training", cb=self._begin)
+
+    async def run(self) -> None:
         try:
             await asyncio.get_running_loop().create_future()
         finally:

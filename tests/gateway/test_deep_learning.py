@@ -20,8 +20,11 @@ from libs.events import (
     PreparationFailed,
     PreparationProduced,
     PreparationStarted,
+    TrainingCancelled,
+    TrainingCheckpointed,
     TrainingCompleted,
     TrainingEvaluated,
+    TrainingFailed,
     TrainingProgressed,
     TrainingStarted,
     address,
@@ -58,19 +61,29 @@ class Work:
             story = await self._log.read(address("local", event))
             await self._log.append([Write(events=[event], after=story[-1].seq if story else 0)], origin=LOCAL)
 
-    async def prepare(self, job: str, *, rows: int = 2, columns: list[Column] = COLUMNS) -> None:
+    async def prepare(self, job: str, *, rows: int = 2, columns: list[Column] = COLUMNS, task: str = "") -> None:
 
         part = await self._storage.put(f"local/{job}", b"".join(msgspec.json.encode(column) + b"\n" for column in columns))
         snapshot = await self._storage.put(f"local/{job}", b"PAR1")
         await self.say(
             PreparationStarted(job_id=job),
             PreparationProduced(job_id=job, part=1, content=part, rows=len(columns), valid=len(columns)),
-            PreparationCompleted(job_id=job, parts=1, rows=rows + 1, valid=rows, refused={"ragged": 1}, snapshot=snapshot, notes=["comma"]),
+            PreparationCompleted(job_id=job, parts=1, rows=rows + 1, valid=rows, refused={"ragged": 1}, snapshot=snapshot, notes=["comma"], task=task),
         )
 
     async def fitting(self, job: str) -> Claim:
         """What it learns from."""
         return await self._storage.put(f"local/{job}", b"PAR1")
+
+    async def store(self, job: str, content: bytes) -> Claim:
+        return await self._storage.put(f"local/{job}/1", content)
+
+    async def checkpointed(self, job: str) -> TrainingCheckpointed:
+        """With an object beside it that is never told of."""
+        state, steps, _ = [await self.store(job, what) for what in (b"state", b'{"step": 1}\n', b"untold")]
+        checkpoint = TrainingCheckpointed(job_id=job, attempt=1, step=1, state=state, steps=steps)
+        await self.say(TrainingStarted(job_id=job, attempt=1, device="cpu"), checkpoint)
+        return checkpoint
 
     async def fit(self, job: str, *, epochs: int = 3, untold: Sequence[int] = ()) -> None:
         snapshot = await self.fitting(job)
@@ -354,6 +367,7 @@ async def test_a_stopped_run_is_stopped_and_has_no_results(api: httpx.AsyncClien
         ({"validation_split": 1}, "validation_split"),
         ({"early_stopping": {"patience": 0}}, "early_stopping.patience"),
         ({"early_stopping": {"monitor": "luck"}}, "early_stopping.monitor"),
+        ({"early_stopping": {"monitor": "val_mae"}}, "early_stopping.monitor"),
         ({"dataset_id": "no id"}, "dataset_id"),
     ],
 )
@@ -366,6 +380,27 @@ async def test_a_start_that_can_not_be_meant_is_refused_with_its_field(
     assert refused.status_code == 400, refused.text
     assert refused.json()["details"][0]["field"] == field
     assert await commanded(log, after=last) == []
+
+
+async def test_early_stopping_goes_by_what_its_task_measures_as_soon_as_that_is_known(api: httpx.AsyncClient, upload: Uploading, work: Work):
+    """Somebody named it when the data set was uploaded, or it was found when that was prepared. A start that was accepted before stays so when it is sent again."""
+    named, found = await upload(dataset_type="Regression"), await upload(dataset_type="houses")
+    key = {"Idempotency-Key": str(uuid4())}
+
+    async def start(dataset: dict[str, Any], monitor: str, **headers: str) -> httpx.Response:
+        body = {"dataset_id": dataset["id"], **DOCUMENT, "early_stopping": {"monitor": monitor}}
+        return await api.post("/training/start", json=body, headers=headers)
+
+    refused, taken = await start(named, "val_accuracy"), await start(named, "val_mae")
+    nobody_knows = await start(found, "val_f1_score", **key)
+    await work.prepare(found["job_id"], task="regression")
+    await eventually(lambda: shown(api, found["id"], "ready"))
+    known, again = await start(found, "val_f1_score"), await start(found, "val_f1_score", **key)
+
+    assert [answer.status_code for answer in (refused, taken, nobody_knows, known, again)] == [400, 201, 201, 400, 201]
+    assert [answer.json()["details"][0]["field"] for answer in (refused, known)] == ["early_stopping.monitor"] * 2
+    assert refused.json()["message"] == "val_accuracy is not measured in a regression: early stopping can go by val_loss, val_mae, val_rmse, val_r2"
+    assert again.json()["job_id"] == nobody_knows.json()["job_id"]
 
 
 async def test_a_data_set_in_use_stays_and_one_that_is_deleted_takes_its_objects_along(
@@ -383,6 +418,40 @@ async def test_a_data_set_in_use_stays_and_one_that_is_deleted_takes_its_objects
     assert (await api.get(f"/datasets/{ready['id']}")).status_code == 404
     lineage = (await api.get(f"/models/{model['model_id']}")).json()["lineage"]
     assert lineage["dataset_id"] == ready["id"]
+
+
+async def test_of_a_run_that_has_ended_only_what_can_still_be_asked_for_takes_room_and_nothing_once_that_is_deleted(
+    api: httpx.AsyncClient, upload: Uploading, work: Work, servers: Servers
+):
+    """Its model, and the newest log of its steps. A run that goes on keeps its checkpoints, as does one of a project, which can be taken up again."""
+    dataset = await upload()
+    await work.prepare(dataset["job_id"])
+    await eventually(lambda: shown(api, dataset["id"], "ready"))
+    completes, fails, goes_on = [(await started(api, dataset))["job_id"] for _ in range(3)]
+    of_a_project = str(uuid4())
+    await work.say(JobCreated(job_id=of_a_project, kind="train", stages=["training"], inputs={"sources": []}, project_id=str(uuid4())))
+    jobs = (completes, of_a_project, fails, goes_on)
+    kept = {job: await work.checkpointed(job) for job in jobs}
+    for job in (of_a_project, fails):
+        await work.say(TrainingFailed(job_id=job, code="crashed", message="It ended.", attempt=1, step=2))
+    model = await work.store(completes, b"model")
+    await work.say(TrainingCompleted(job_id=completes, attempt=1, step=2, artifacts={"model.onnx": model}, steps=kept[completes].steps))
+
+    def there(*owners: str) -> set[str]:
+        return {file.name for file in stored(servers, *owners)}
+
+    await eventually(lambda: there(completes) == {model.sha256, kept[completes].steps.sha256})
+    await eventually(lambda: there(fails) == {kept[fails].steps.sha256})
+    assert all(len(there(job)) == 3 for job in (of_a_project, goes_on))
+
+    await eventually(lambda: completed(api, completes))
+    assert (await api.delete(f"/datasets/{dataset['id']}?cancel=true")).status_code == 204
+    assert (await api.delete(f"/models/{completes}")).status_code == 204
+    await eventually(lambda: not there(dataset["id"], dataset["job_id"], completes, fails))
+    assert len(there(goes_on)) == 3
+    await work.say(TrainingCancelled(job_id=goes_on, attempt=1, step=2, steps=kept[goes_on].steps))
+    await eventually(lambda: not there(goes_on))
+    assert len(there(of_a_project)) == 3
 
 
 async def deleted(api: httpx.AsyncClient, id: str) -> bool:

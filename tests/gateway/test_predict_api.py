@@ -64,9 +64,10 @@ async def answering(servers: Servers, training: Client, storage: Storage, childr
     """The part of the training service that answers."""
     settings = config.load(config.Training, servers.environ("training", port=0))
     place = Place(nc=training, log=EventLog(training, source="/training"), storage=storage, children=children, runs=Path(), models=Path())
-    task = asyncio.create_task(Predictions(place, settings).run())
-    await asyncio.sleep(0)
+    predictions = Predictions(place, settings)
+    await predictions.listen(training)
     await training.flush()
+    task = asyncio.create_task(predictions.run())
     yield
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

@@ -30,6 +30,7 @@ from libs.events import (
     TrainingCancelled,
     TrainingCheckpointed,
     TrainingCompleted,
+    TrainingFailed,
     TrainingStarted,
 )
 from libs.runtime import bus as runtime
@@ -126,6 +127,38 @@ async def test_what_belonged_to_a_deleted_data_set_goes_also_when_it_was_written
     await swept(here, bucket)
 
     assert await there(bucket) == {*(claim.key for claim in claims["kept"]), model.key}
+
+
+async def test_a_run_on_a_data_set_that_has_ended_leaves_its_model_and_the_newest_log_of_its_steps(here: World, bucket: Storage):
+    """Nobody goes on from its checkpoints, and whoever was taken for dead may have stored them again. A run that has not ended needs all it has."""
+    scribe = Scribe(here.log)
+    kept = {claim.key for claim in await a_whole_life(here, bucket)}
+    source = await bucket.put("local/data", b"a,b")
+    about = {"filename": "a.csv", "kind": "dataset", "mime_type": "text/csv", "size": source.size, "sha256": source.sha256}
+    for dataset in ("there", "deleted"):
+        file = File(file_id=f"file-{dataset}", job_id=f"prepares-{dataset}", key=source.key if dataset == "there" else "local/gone", **about)
+        await scribe.write(DatasetCreated(dataset_id=dataset, name=dataset, file=file))
+    left: dict[str, list[Claim]] = {}
+    for job in ("goes-on", "completed", "failed", "cancelled", "failed-deleted", "completed-deleted"):
+        dataset = "deleted" if job.endswith("deleted") else "there"
+        fit = JobCreated(job_id=job, kind="train", stages=["preparation", "training"], inputs={"dataset_id": dataset, "source": f"prepares-{dataset}"})
+        await scribe.write(DatasetUsed(dataset_id=dataset, job_id=job), fit)
+        await scribe.write(TrainingStarted(job_id=job, attempt=1))
+        state, before, steps, model = [await bucket.put(f"local/{job}/1", what) for what in (b"state", b"1", b"1 2", b"model")]
+        await scribe.write(TrainingCheckpointed(job_id=job, attempt=1, step=1, state=state, steps=before))
+        left[job] = [state, before, steps, model]
+    await scribe.write(TrainingCheckpointed(job_id="goes-on", attempt=1, step=2, state=left["goes-on"][3], steps=left["goes-on"][2]))
+    for job in ("completed", "completed-deleted"):
+        await scribe.write(TrainingCompleted(job_id=job, attempt=1, step=2, artifacts={"model.onnx": left[job][3]}, steps=left[job][2]))
+    for job in ("failed", "failed-deleted"):
+        await scribe.write(TrainingFailed(job_id=job, code="crashed", message="It ended.", attempt=1, step=2, steps=left[job][2]))
+    await scribe.write(TrainingCancelled(job_id="cancelled", attempt=1, step=2))  # the store was away: the log that counts is that of its checkpoint
+    await scribe.write(DatasetDeleted(dataset_id="deleted", job_id="prepares-deleted"))
+
+    await swept(here, bucket)
+
+    stays = {"goes-on": [0, 1, 2, 3], "completed": [2, 3], "failed": [2], "cancelled": [1], "failed-deleted": [], "completed-deleted": [2, 3]}
+    assert await there(bucket) == {*kept, source.key, *(left[job][n].key for job, which in stays.items() for n in which)}
 
 
 async def test_what_is_outdated_stays_as_long_as_a_job_that_is_not_over_reads_it(here: World, bucket: Storage):

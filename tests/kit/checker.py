@@ -359,7 +359,7 @@ class _Fold:
             case "preparation.completed" if run:
                 run["snapshot"] = data["snapshot"]
             case "preparation.completed":
-                told = ("generator", "model", "tokenizer", "splits", "refused_files", "notes")
+                told = ("generator", "model", "tokenizer", "splits", "refused_files", "notes", "task")
                 job["result"] = {"rows": data["rows"], "valid": data["valid"], "refused": data.get("refused", {})}
                 job["result"] |= {name: data[name] for name in told if data.get(name)}
             case "training.started":
@@ -584,13 +584,15 @@ def examples_belong_to_files(evidence: Evidence) -> Iterator[str]:
 
 def _referred(facts: list[Fact]) -> dict[str, tuple[str, int]]:
     """Key -> (sha256, size) of everything that must be in the store when all of these facts have happened: nothing of deleted files, projects, data sets and
-    models, nor of chunks and examples that were made anew since."""
+    models, nor of chunks and examples that were made anew since, nor what a run on a data set needs no more once it has ended."""
     there: dict[str, dict[str, tuple[str, int]]] = defaultdict(dict)
     sources = {fact.data["job_id"]: fact.data["inputs"]["source"] for fact in facts if fact.type == "job.created" and datasets.is_fit(fact)}
     for fact in facts:
         for name, claim in runs.claims(fact.data):
             owner = sources.get(fact.data.get("job_id", ""), "") if name == "snapshot" else ""
             there[claim.get("file_id") or owner or fact.data["job_id"]][claim["key"]] = (claim["sha256"], claim["size"])
+    for job, left in datasets.left_by_fits(facts).items():
+        there[job] = {key: claim for key, claim in there[job].items() if key in left}
     dead = {fact.data["project_id"] for fact in facts if fact.type == "project.deleted"}
     gone: set[str] = set()
     files: dict[str, str] = {}

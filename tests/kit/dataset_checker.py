@@ -126,3 +126,24 @@ def _fits(evidence: Evidence) -> dict[str, Fact]:
 
 def is_fit(created: Fact) -> bool:
     return created.data["kind"] == "train" and "dataset_id" in created.data["inputs"]
+
+
+def left_by_fits(facts: list[Fact]) -> dict[str, set[str]]:
+    """Keys of what stays of each run on a data set that has ended: its model and the newest log of its steps; of one without a model that log, as long as its data set is there."""
+    reads = {fact.data["job_id"]: fact.data["inputs"]["dataset_id"] for fact in facts if fact.type == "job.created" and is_fit(fact)}
+    deleted = {fact.data["dataset_id"] for fact in facts if fact.type == "dataset.deleted"}
+    steps: dict[str, str] = {}
+    left: dict[str, set[str]] = {}
+    for fact in facts:
+        if fact.category != "training" or (job := fact.data["job_id"]) not in reads:
+            continue
+        if claim := fact.data.get("steps"):
+            steps[job] = claim["key"]
+        match fact.type:
+            case "training.completed":
+                left[job] = {claim["key"] for claim in fact.data.get("artifacts", {}).values()} | {steps.get(job, "")}
+            case "training.failed" | "training.cancelled":
+                left[job] = set() if reads[job] in deleted else {steps.get(job, "")}
+            case _:
+                continue
+    return left

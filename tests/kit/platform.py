@@ -168,7 +168,8 @@ class Platform:
                 """select key from files union select key from parts
                     union select o.id from objects o join jobs j on j.id = o.job_id join projects p on p.id = j.project_id
                     union select o.id from objects o join datasets d on d.job_id = split_part(o.id, '/', 2)
-                    union select o.id from objects o join jobs j on j.id = split_part(o.id, '/', 2) where j.kind = 'train' and j.project_id = ''"""
+                    union select o.id from objects o join jobs j on j.id = split_part(o.id, '/', 2) join runs r on r.id = j.id
+                           where j.project_id = '' and (j.status not in ('succeeded', 'failed', 'cancelled') or o.id = r.steps ->> 'key' or strpos(r.artifacts::text, o.id) > 0)"""
             )
         return keys - {row["key"] for row in known}
 

@@ -14,6 +14,8 @@ import httpx
 import pytest
 
 from infra.embedded import Servers
+from libs.runtime.health import Check, report
+from libs.runtime.member import starting
 from tests.kit.eventually import eventually
 from tests.kit.servers import revive
 
@@ -73,6 +75,19 @@ async def test_without_a_bus_it_lives_isnt_ready_and_ends_when_asked(servers: Se
     assert alive.status_code == 200
     assert (ready.status_code, ready.json()["parts"]) == (503, {"bus": "not reached yet"})
     assert ended == 0
+
+
+async def test_what_is_added_while_the_parts_are_asked_is_told_the_next_time():
+    checks: dict[str, Check] = {}
+
+    async def bus() -> str:
+        checks["log"] = starting
+        return ""
+
+    checks["bus"] = bus
+
+    assert await report(checks) == {"bus": ""}
+    assert await report(checks) == {"bus": "", "log": "not reached yet"}
 
 
 async def test_an_end_that_takes_too_long_is_cut_short(servers: Servers):

@@ -24,7 +24,7 @@ from transformers import AutoModelForImageClassification, LlamaConfig, ResNetCon
 from services.training import images
 from services.training.frames import BatchReduced, Checkpoint, Completed, Evaluated, Failed, Phase, Ready, Step, Stopped
 from services.training.images import Preparation, Unfit
-from services.training.runner import entry, pictures, portable, vision
+from services.training.runner import checkpoint, entry, pictures, portable, vision
 from services.training.runner.outcome import Failure
 from services.training.runner.wishes import Wishes
 from services.training.trainers import image
@@ -179,7 +179,7 @@ def test_a_run_ends_early_and_keeps_the_best_epoch(tmp_path, unsaved):
 @pytest.mark.parametrize("model_type", ["resnet18", "vit"])
 def test_a_run_that_is_resumed_ends_as_one_that_was_never_interrupted(tmp_path, unsaved, monkeypatch, model_type):
     monkeypatch.setattr(image, "KEEP_EVERY", 0.0)
-    monkeypatch.setattr(image, "KEEPING", 1e9)
+    monkeypatch.setattr(checkpoint, "KEEPING", 1e9)
     wanted = {"model_type": model_type, "epochs": 3, "batch_size": 8, "dropout": 0.2}
     states: list[dict[str, torch.Tensor]] = []
     finish = image.Run.finish

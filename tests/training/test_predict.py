@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from datetime import date
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import nats.errors
 import numpy as np
+import psutil
 import pytest
 from nats.aio.client import Client
 from onnx import AttributeProto, TensorProto, helper
@@ -20,10 +21,11 @@ from infra.embedded import Process, Servers
 from libs.events import Claim
 from libs.prediction import INLINE, SUBJECT, Answer
 from libs.storage import Missing, Storage
-from services.gateway.api.deep_learning.predict import asked
+from services.gateway.api.deep_learning.predict import Patience, asked
 from services.gateway.questions import Questions
 from services.training import features
-from services.training.eyes import Shown
+from services.training.children import Children
+from services.training.eyes import Eyes, Shown
 from services.training.features import Preparation, Target
 from services.training.frames import Completed
 from services.training.reading import Reader, Wrong
@@ -397,13 +399,27 @@ async def test_when_one_of_two_is_killed_in_the_middle_everybody_is_answered(
 
     async def client() -> None:
         while len(answers) < 600:
-            answers.append(await asked(questions, asking, patience=(1.0, 5.0)))
+            answers.append(await asked(questions, asking, patience=Patience(again=0.5, seconds=10.0)))
             if len(answers) == 200:
                 pair[0].kill()
 
     await asyncio.gather(*(client() for _ in range(16)))
 
     assert {answer.predictions[0].said for answer in answers} == {"dog"}
+
+
+async def test_who_has_the_question_already_says_nothing_when_it_is_asked_again(training: Process, nc: Client, storage: Storage, tenant: str):
+    """Of those who come one after another, the first is at it while the model is loaded."""
+    question = kit.question(tenant, await kit.stored(storage, tenant, onnx=kit.linear(hidden=200_000, seed=1)), [1, 2, 3, 4])
+    first = asyncio.create_task(kit.ask(nc, question))
+    await asyncio.sleep(0)
+
+    with pytest.raises((TimeoutError, nats.errors.TimeoutError)):
+        await kit.ask(nc, msgspec.structs.replace(question, again=True), patience=0.5)
+    answer = await first
+    later = await kit.ask(nc, msgspec.structs.replace(question, again=True))
+
+    assert answer.predictions == later.predictions != []
 
 
 async def test_everybody_of_many_at_once_gets_his_own_answer(training: Process, nc: Client, storage: Storage, tenant: str, bird: tuple[Claim, Claim]):
@@ -461,20 +477,22 @@ def test_rows_say_the_same_together_as_alone_and_a_wrong_one_costs_the_others_no
 class Letterbox:
     """A message to which the answer stays here."""
 
-    said: bytes = b""
+    def __init__(self) -> None:
+        self.said = b""
+        self.full = asyncio.Event()
 
     async def respond(self, data: bytes) -> None:
         self.said = data
+        self.full.set()
 
 
 async def test_who_waits_when_the_service_ends_is_told_to_ask_another():
     loaded = opened(kit.linear(), msgspec.json.encode(kit.preparation()), size=1)
-    together, boxes = Together(), [Letterbox() for _ in range(200)]
+    together, boxes = Together(), [Letterbox() for _ in range(500)]
     for box in boxes:
         together.add(box, loaded, kit.question("t", (CLAIM, CLAIM), [0, 9, 0, 0]))  # pyright: ignore[reportArgumentType]
     answering = asyncio.create_task(together.run())
-    while not boxes[0].said:
-        await asyncio.sleep(0)
+    await boxes[0].full.wait()
     answering.cancel()
     await asyncio.gather(answering, return_exceptions=True)
 
@@ -542,10 +560,33 @@ async def test_images_are_decoded_again_after_their_decoder_was_killed(training:
     await eventually(lambda: not decoder.is_running() or decoder.status() == "zombie")
 
     answer = await kit.ask(nc, asking)
-    again = await kit.ask(nc, asking)
 
-    assert again.predictions[0].said == "red"
-    assert answer.refusal is None or answer.refusal.code == "input"
+    assert answer.predictions[0].said == "red"
+
+
+@pytest.fixture
+async def children() -> AsyncIterator[Children]:
+    children = Children(preload=("services.training.runner.looking",))
+    children.open()
+    yield children
+    await children.close()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("victim", ["decoder", "forkserver"])
+async def test_an_image_has_no_part_in_it_when_its_decoder_is_killed_while_it_looks(children: Children, victim: str, count: int):
+    """Nor when that has to be forked by another."""
+    eyes, images = Eyes(children), [kit.png((0, 0, 255))] * count
+    expected = await eyes.look(kit.of_images(), images, are_json=False)
+    (decoder,) = psutil.Process(children.server_pid).children()
+    decoder.suspend()
+    looking = asyncio.create_task(eyes.look(kit.of_images(), images, are_json=False))
+    await asyncio.sleep(0)
+
+    kill(psutil.Process(children.server_pid) if victim == "forkserver" else decoder)
+
+    np.testing.assert_array_equal(await looking, expected)
+    eyes.close()
 
 
 async def test_an_image_is_nothing_for_a_table_and_a_row_nothing_for_images(

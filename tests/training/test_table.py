@@ -22,7 +22,7 @@ from libs.events import Fit
 from services.training import telling
 from services.training.features import Feature, Preparation, Target, Unfit, learned
 from services.training.frames import BatchReduced, Checkpoint, Completed, Evaluated, Failed, Phase, Ready, Step, Stopped
-from services.training.runner import course, measures, networks, portable
+from services.training.runner import checkpoint, course, measures, networks, portable, step_log
 from services.training.runner import table as tables
 from services.training.runner.course import Course
 from services.training.runner.outcome import Failure
@@ -331,7 +331,7 @@ def test_the_history_that_a_run_leaves_has_every_epoch_also_those_that_were_not_
 
 
 def test_many_small_steps_are_told_together_and_every_row_is_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(table, "MOST_LINES", 10)
+    monkeypatch.setattr(step_log, "MOST_LINES", 10)
     monkeypatch.setattr(table.Run, "finish", lambda run: Completed(step=run.step, artifacts={}))
 
     told = fits.train(fits.spec(tmp_path, fits.values(), batch_size=4, epochs=2, patience=0))
@@ -378,7 +378,7 @@ def test_a_run_goes_on_from_any_checkpoint_as_if_nothing_had_happened(runs, tmp_
     name = "mlp" if fit is MLP else "boosting"
     undisturbed, kept = runs[name], tmp_path / "kept.pt"
     monkeypatch.setattr(table, "KEEP_EVERY", 0.0)
-    monkeypatch.setattr(table, "KEEPING", 1e9)
+    monkeypatch.setattr(checkpoint, "KEEPING", 1e9)
 
     def take(frame: Any, wishes: Any) -> None:
         if isinstance(frame, Checkpoint) and frame.step == 10:  # in the middle of an epoch

@@ -48,6 +48,7 @@ STATUS: dict[type[errors.DomainError], int] = {
     errors.WebhookInactive: 409,
     errors.UnknownEvents: 400,
     errors.DatasetBusy: 409,
+    errors.MonitorUnfit: 422,
     errors.LogFull: 507,
     errors.UsernameTaken: 409,
     errors.EmailTaken: 409,

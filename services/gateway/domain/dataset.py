@@ -5,6 +5,7 @@ from datetime import datetime
 import msgspec
 
 from libs.events import (
+    MEASURED,
     DatasetCreated,
     DatasetDeleted,
     DatasetInputs,
@@ -19,7 +20,7 @@ from libs.events import (
     Recorded,
 )
 from services.gateway.domain.credit import Purse
-from services.gateway.domain.errors import DatasetBusy, DatasetNotUsable, IdempotencyKeyReused, NotFound
+from services.gateway.domain.errors import DatasetBusy, DatasetNotUsable, IdempotencyKeyReused, MonitorUnfit, NotFound
 from services.gateway.domain.jobs import PREPARE, STAGES, TRAIN
 from services.gateway.domain.quota import Quota, Starter, charged
 
@@ -30,6 +31,8 @@ class Dataset(msgspec.Struct, frozen=True, kw_only=True):
     description: str
     dataset_type: str
     target: str
+    task: str = ""
+    """What can be learned of it, once that is known: who brought it has said so, or it was found when it was prepared."""
     file: File
     created_at: datetime
     active_jobs: frozenset[str] = frozenset()
@@ -81,6 +84,7 @@ def evolve(dataset: Dataset | None, recorded: Recorded) -> Dataset | None:
             description=event.description,
             dataset_type=event.dataset_type,
             target=event.target,
+            task=named_task(event.dataset_type),
             file=event.file,
             created_at=recorded.at,
             active_jobs=frozenset({event.file.job_id}),
@@ -113,6 +117,12 @@ def decide(dataset: Dataset | None, command: Command, purse: Purse | None = None
             return _start(dataset, command, purse, quota)
 
 
+def named_task(dataset_type: str) -> str:
+    """Read as the datasets service reads it; empty where it is left to the target."""
+    wanted = dataset_type.strip().casefold()
+    return wanted if wanted in MEASURED else ""
+
+
 def _create(dataset: Dataset | None, command: CreateDataset) -> list[Event]:
     if dataset is not None:
         if dataset.request != command.request:
@@ -143,6 +153,8 @@ def _start(dataset: Dataset, command: StartFit, purse: Purse | None, quota: Quot
         return []  # the same request again
     if dataset.unusable:
         raise DatasetNotUsable(reason=dataset.unusable)
+    if dataset.task and command.fit.monitor not in MEASURED[dataset.task]:
+        raise MonitorUnfit(monitor=command.fit.monitor, task=dataset.task, measured=", ".join(MEASURED[dataset.task]))
     besides = charged(command.starter, purse, quota, job_id=command.job_id)
     job = JobCreated(
         job_id=command.job_id,

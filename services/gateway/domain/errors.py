@@ -145,6 +145,12 @@ class DatasetNotUsable(DomainError):
     field = "dataset_id"
 
 
+class MonitorUnfit(DomainError):
+    code = "monitor_unfit"
+    message = "{monitor} is not measured in a {task}: early stopping can go by {measured}"
+    field = "early_stopping.monitor"
+
+
 class LogFull(DomainError):
     code = "storage_full"
     message = "The event log is nearly full: only what is running may end. Ask the operator for room"

@@ -8,7 +8,7 @@ import asyncpg
 import msgspec
 
 from libs.events import DatasetCreated, DatasetDeleted, DatasetUsed, File, Recorded
-from services.gateway.domain.dataset import Dataset
+from services.gateway.domain.dataset import Dataset, named_task
 from services.gateway.views.projects import file_row, files
 from services.gateway.views.rows import Change, Drop, Operation, Put
 from services.gateway.views.schema import JSON, SEEN, BigInteger, Column, DateTime, Index, Integer, Table, Text, views
@@ -141,7 +141,7 @@ async def holds_images(db: asyncpg.Pool, dataset_id: str) -> bool:
 async def load(db: asyncpg.Pool, tenant: str, dataset_id: str) -> tuple[Dataset | None, int]:
     """The state that decides, and the position it has. A job that has ended stays ended, so a stale answer only errs towards "busy"."""
     row = await db.fetchrow(
-        """select d.*, f.id as file_id, f.filename, f.kind, f.mime_type, f.sha256, f.key, s.status, s.why,
+        """select d.*, f.id as file_id, f.filename, f.kind, f.mime_type, f.sha256, f.key, s.status, s.why, s.result ->> 'task' as task,
                   array(select id from dataset_runs where dataset_id = d.id) as runs,
                   array(select told.id from (select d.job_id union select id from dataset_runs where dataset_id = d.id) told (id)
                          where not exists (select from jobs j where j.id = told.id and j.status in ('succeeded', 'failed', 'cancelled'))) as active_jobs
@@ -159,6 +159,7 @@ async def load(db: asyncpg.Pool, tenant: str, dataset_id: str) -> tuple[Dataset 
         description=row["description"],
         dataset_type=row["dataset_type"],
         target=row["target"],
+        task=row["task"] or named_task(row["dataset_type"]),
         file=file,
         created_at=row["created_at"],
         active_jobs=frozenset(row["active_jobs"]),

@@ -178,7 +178,7 @@ def project(recorded: Recorded) -> Iterator[Operation]:
 
 
 def _prepared(event: PreparationCompleted) -> dict[str, Any]:
-    made = {name: value for name in ("generator", "model", "tokenizer", "splits", "refused_files", "notes") if (value := getattr(event, name))}
+    made = {name: value for name in ("generator", "model", "tokenizer", "splits", "refused_files", "notes", "task") if (value := getattr(event, name))}
     return {"rows": event.rows, "valid": event.valid, "refused": event.refused} | made
 
 

@@ -59,9 +59,9 @@ def _kept(recorded: Recorded, job: str, claims: Iterable[Claim]) -> Iterator[Put
 
 async def referred(db: asyncpg.Pool, keys: list[str]) -> set[str]:
     """Those of the keys that facts refer to. What a job wrote after its project or data set was deleted belongs to nobody; what newer rows took the place of stays as long as
-    a job that is not over may read it."""
+    a job that is not over may read it. Of a run on a data set that has ended, its model stays and its newest step log: of one without a model, as long as the data set does."""
     rows = await db.fetch(
-        """with at_work as materialized (select inputs::text as reads, case kind when 'train' then project_id end as reads_all_of
+        """with at_work as materialized (select inputs::text as reads, case kind when 'train' then nullif(project_id, '') end as reads_all_of
                                           from jobs where status in ('queued', 'preparing', 'running') and inputs::text <> '{}')
            select key from files where key = any($1)
             union select key from parts where key = any($1)
@@ -69,7 +69,12 @@ async def referred(db: asyncpg.Pool, keys: list[str]) -> set[str]:
             union select o.id from objects o
                    where o.id = any($1)
                      and not exists (select from jobs j where j.id = o.job_id and j.project_id <> '' and not exists (select from projects p where p.id = j.project_id))
-                     and not exists (select from jobs j where j.id = split_part(o.id, '/', 2) and j.kind = 'prepare' and not exists (select from datasets d where d.job_id = j.id))""",
+                     and not exists (select from jobs j where j.id = split_part(o.id, '/', 2) and j.kind = 'prepare' and not exists (select from datasets d where d.job_id = j.id))
+                     and not exists (select from jobs j join runs r on r.id = j.id
+                                      where j.id = split_part(o.id, '/', 2) and j.inputs ->> 'dataset_id' <> '' and j.status in ('succeeded', 'failed', 'cancelled')
+                                        and not exists (select from json_each(r.artifacts) a where a.value ->> 'key' = o.id)
+                                        and not (o.id = coalesce(r.steps ->> 'key', '')
+                                                 and (j.status = 'succeeded' or exists (select from datasets d where d.id = j.inputs ->> 'dataset_id'))))""",
         keys,
     )
     return {row["key"] for row in rows}

@@ -88,7 +88,7 @@ def ddl() -> list[str]:
 SEEN: list[str] = []
 """SQL views over the tables; each file of this room adds its own."""
 
-REVISION = 1
+REVISION = 2
 """Raised when a projection means something new although its tables look the same: the views are built again."""
 
 

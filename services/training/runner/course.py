@@ -8,7 +8,7 @@ import msgspec
 import torch
 from torch import nn
 
-from libs.events import Fit
+from libs.events import MEASURED, Fit
 from services.training.features import Task
 
 from .outcome import Failure
@@ -17,8 +17,6 @@ TOLD = 200
 """Epochs that are each told; of as many again every second, of twice as many every fourth, and so on: a log is no place for 10,000 of them."""
 HISTORY = "history.json"
 """The file that has all of them."""
-OF_CLASSES = ("val_loss", "val_accuracy", "val_f1")
-OF_VALUES = ("val_loss", "val_mae", "val_rmse", "val_r2")
 HIGHER = ("val_accuracy", "val_f1", "val_r2")
 NAMES = {"val_f1": "val_f1_score"}
 
@@ -27,9 +25,8 @@ Metrics = dict[str, float]
 
 class Course:
     def __init__(self, fit: Fit, task: Task) -> None:
-        measured = OF_CLASSES if task == "classification" else OF_VALUES
-        if fit.monitor not in measured:
-            raise Failure("monitor_unfit", f"{fit.monitor} is not measured in a {task}: early stopping can go by {', '.join(measured)}.")
+        if fit.monitor not in MEASURED[task]:
+            raise Failure("monitor_unfit", f"{fit.monitor} is not measured in a {task}: early stopping can go by {', '.join(MEASURED[task])}.")
         self.epoch = 0
         """The last one that is done."""
         self.worse = 0

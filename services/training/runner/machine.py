@@ -3,6 +3,8 @@
 import importlib.metadata
 import os
 import platform
+import resource
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,16 @@ def hardware(device: Any) -> dict[str, Any]:
     if str(device) != "cpu":
         facts |= {"memory_bytes": torch.cuda.get_device_properties(device).total_memory, "cuda": torch.version.cuda}
     return facts
+
+
+def peak_memory(device: Any) -> int:
+    """Bytes, so far."""
+    import torch
+
+    if str(device) != "cpu":
+        return torch.cuda.max_memory_allocated(device)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def _processor() -> str:

@@ -6,9 +6,7 @@ norms see. Images are decoded shortly before they are looked at; those held out,
 
 import importlib.metadata
 import math
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,23 +21,20 @@ from torch.nn import functional
 
 from services.training import images
 from services.training.disk import is_disk_full
-from services.training.frames import BatchReduced, Checkpoint, Completed, Evaluated, FitSpec, Frame, Phase, Ready, Step, Stopped
+from services.training.frames import BatchReduced, Completed, Evaluated, FitSpec, Frame, Phase, Ready, Stopped
 from services.training.images import Pixels, Preparation
 from services.training.runner import checkpoint, course, image_card, machine, measures, pictures, reports, vision
 from services.training.runner.course import Course
 from services.training.runner.outcome import Failure, Stop, ran_out_of_memory
 from services.training.runner.pictures import Drawn, Looking, Pictures, Rows
+from services.training.runner.step_log import StepLog
 from services.training.runner.vision import Found
 from services.training.runner.wishes import Wishes
 
 Tell = Callable[[Frame], None]
 
 KEEP_EVERY = 30.0
-"""Seconds between checkpoints, but for those that take long to write:"""
-KEEPING = 0.05
-"""Share of the time that goes into writing them, at most."""
-MOST_LINES = 20_000
-"""Of the step log, besides the one at the end of each epoch."""
+"""Seconds between checkpoints, but for those that take long to write."""
 AT_ONCE = {"cpu": 8 * 224 * 224, "cuda": 256 * 224 * 224}
 """Pixels that go through the network at most. On a CPU some seconds pass with them, after which somebody may want the run to stop."""
 ONNX = "model.onnx"
@@ -106,7 +101,8 @@ class Run:
             raise Failure("data", f"One image is left to learn from, and {fit.model_type} needs {self.fewest}.")
         self.steps_per_epoch = max(1, rows // self.batch if rows % self.batch < self.fewest else math.ceil(rows / self.batch))
         self.total = self.steps_per_epoch * fit.epochs
-        self.stride = math.ceil(self.total / MOST_LINES)
+        self.log = StepLog(tell, spec.device, total=self.total, per_epoch=self.steps_per_epoch)
+        self.keeper = checkpoint.Keeper(spec.folder, tell, every=KEEP_EVERY)
         at_once = max(2 * self.fewest, AT_ONCE[self.device.type] // self.preparation.size**2)
         self.micro = self.looked_at = at_once
         self.step = 0
@@ -116,11 +112,6 @@ class Run:
         self.best: dict[str, Tensor] = {}
         self.without = ""
         """Why there is no ONNX file."""
-        self.seconds = 0.0
-        self.untold = {"steps": 0.0, "loss": 0.0, "rows": 0.0, "seconds": 0.0}
-        self.kept_step = -1
-        self.kept_at = time.monotonic()
-        self.keeping = 0.0
 
     def _dropout(self) -> Callable[[], None]:
         """Before the last layer. It can be taken away again: nobody needs it who doesn't learn."""
@@ -198,7 +189,7 @@ class Run:
         self.nth += 1
         for name, value in {"loss": loss, "weight": weight, "right": right, "rows": len(rows)}.items():
             self.sums[name] += value
-        self._tell_step(loss / weight, rate=rate, rows=len(rows), seconds=time.perf_counter() - began)
+        self.log.add(self.step, loss=loss / weight, rate=rate, rows=len(rows), seconds=time.perf_counter() - began)
         return True
 
     def _gradients(self, rows: Rows, drawn: Drawn) -> tuple[float, float, float] | None:
@@ -250,31 +241,6 @@ class Run:
         for buffer, before in zip(self.network.buffers(), buffers, strict=True):
             buffer.copy_(before)
 
-    def _tell_step(self, loss: float, *, rate: float, rows: int, seconds: float) -> None:
-        self.seconds += seconds
-        for name, value in {"steps": 1.0, "loss": loss, "rows": rows, "seconds": seconds}.items():
-            self.untold[name] += value
-        if self.step % self.stride and self.nth < self.steps_per_epoch:
-            return
-        untold, self.untold = self.untold, dict.fromkeys(self.untold, 0.0)
-        self.tell(
-            Step(
-                step=self.step,
-                loss=untold["loss"] / untold["steps"],
-                lr=rate,
-                epoch=self.step / self.steps_per_epoch,
-                tokens=round(untold["rows"]),
-                seconds=untold["seconds"],
-                memory=self._memory(),
-            )
-        )
-
-    def _memory(self) -> int:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most if sys.platform == "darwin" else most * 1024
-
     # ---- judging
 
     def _measured(self) -> course.Metrics:
@@ -320,19 +286,12 @@ class Run:
 
     def look_after(self) -> None:
         """Between two steps."""
-        if time.monotonic() - self.kept_at >= max(KEEP_EVERY, self.keeping / KEEPING):
+        if self.keeper.is_due:
             self.keep()
         self.wishes.heed()
 
     def keep(self) -> None:
-        if self.step == 0 or self.kept_step == self.step:
-            return
-        began = time.monotonic()
-        path = Path(self.spec.folder, f"checkpoint-{self.step:08d}.pt")
-        checkpoint.write(path, self._state())
-        self.kept_step, self.kept_at = self.step, time.monotonic()
-        self.keeping = self.kept_at - began
-        self.tell(Checkpoint(step=self.step, path=str(path)))
+        self.keeper.keep(self.step, self._state)
 
     def _state(self) -> checkpoint.State:
         return {
@@ -347,8 +306,7 @@ class Run:
             "course": self.course.state(),
             "best": self.best,
             "sums": self.sums,
-            "untold": self.untold,
-            "seconds": self.seconds,
+            **self.log.state(),
             "micro": self.micro,
         }
 
@@ -358,9 +316,9 @@ class Run:
         self.found.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.course.restore(state["course"])
-        self.step = self.kept_step = state["step"]
-        self.nth, self.best, self.sums, self.untold = state["nth"], state["best"], state["sums"], state["untold"]
-        self.seconds, self.micro = state["seconds"], state["micro"]
+        self.step = self.keeper.step = state["step"]
+        self.nth, self.best, self.sums, self.micro = state["nth"], state["best"], state["sums"], state["micro"]
+        self.log.restore(state)
         checkpoint.restore_randomness(state["randomness"], self.device)
 
     # ---- the end
@@ -432,9 +390,9 @@ class Run:
             "ended_early": self.course.ended_early,
             "architecture": self.architecture(),
             "metrics": metrics,
-            "training_seconds": round(self.seconds, 3),
+            "training_seconds": round(self.log.seconds, 3),
             "duration_seconds": round(time.monotonic() - self.began, 3),
-            "peak_memory": self._memory(),
+            "peak_memory": machine.peak_memory(self.device),
             "hardware": machine.hardware(self.spec.device),
             "versions": versions(),
             "verified": verified,

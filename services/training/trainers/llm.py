@@ -6,9 +6,7 @@ supervised tokens, divided by their number in the whole step, so the gradient do
 
 import math
 import random
-import resource
 import shutil
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -20,7 +18,6 @@ import torch
 from libs.events import FineTune
 from services.training.frames import (
     BatchReduced,
-    Checkpoint,
     Completed,
     Evaluated,
     Frame,
@@ -158,8 +155,7 @@ class Run:
         self.best: dict[str, Any] = {}
         self.worse = 0
         self.said_before: list[dict[str, Any]] = []
-        self.kept_step = -1
-        self.kept_at = time.monotonic()
+        self.keeper = checkpoint.Keeper(spec.folder, tell, every=AT_LEAST_EVERY)
         self.order: tuple[int, list[int]] = (-1, [])
         self.at_work: Batch | None = None
         if spec.resume:
@@ -218,7 +214,7 @@ class Run:
                 tokens=tokens,
                 grad_norm=length,
                 seconds=seconds,
-                memory=self._memory(),
+                memory=machine.peak_memory(self.device),
             )
         )
 
@@ -226,7 +222,7 @@ class Run:
         """What is due between two steps. An evaluation is in the checkpoint that follows it."""
         tuning = self.spec.tuning
         self.evaluate_when_due()
-        overdue = self.step % self.steps_per_epoch == 0 or time.monotonic() - self.kept_at >= AT_LEAST_EVERY
+        overdue = self.step % self.steps_per_epoch == 0 or self.keeper.is_due
         if self.step % tuning.save_steps == 0 if tuning.save_steps else overdue:
             self.keep()
         self.wishes.heed()
@@ -305,12 +301,6 @@ class Run:
         number = self.step + 1
         cure = "Lower learning_rate" + ("" if self.spec.tuning.max_grad_norm else ", clip gradients (max_grad_norm 1)")
         raise Failure("diverged", f"The {what} is not a number any more at step {number}. {cure}, or raise warmup_ratio; then look for odd rows.", number)
-
-    def _memory(self) -> int:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most if sys.platform == "darwin" else most * 1024
 
     # ---- looking at how it goes
 
@@ -396,12 +386,7 @@ class Run:
     # ---- checkpoints
 
     def keep(self) -> None:
-        if self.step == 0 or self.kept_step == self.step:
-            return
-        path = Path(self.spec.folder, f"checkpoint-{self.step:08d}.pt")
-        checkpoint.write(path, self._state())
-        self.kept_step, self.kept_at = self.step, time.monotonic()
-        self.tell(Checkpoint(step=self.step, path=str(path)))
+        self.keeper.keep(self.step, self._state)
 
     def _state(self) -> checkpoint.State:
         return {
@@ -424,7 +409,7 @@ class Run:
     def _restore(self, state: checkpoint.State) -> None:
         if (state["rows"], state["total"]) != (len(self.examples.train), self.total):
             raise Failure("internal", "The checkpoint belongs to another run: it has other rows, or another number of steps.")
-        self.step = self.kept_step = state["step"]
+        self.step = self.keeper.step = state["step"]
         self.micro_tokens = state["micro_tokens"]
         self.recent.extend(state["recent"])
         self.first_loss, self.tokens, self.seconds = state["first_loss"], state["tokens"], state["seconds"]
@@ -482,7 +467,7 @@ class Run:
             "tokens": self.tokens,
             "training_seconds": round(self.seconds, 3),
             "duration_seconds": round(time.monotonic() - self.began, 3),
-            "peak_memory": self._memory(),
+            "peak_memory": machine.peak_memory(self.device),
             "hardware": machine.hardware(self.device),
             "versions": machine.versions(),
             "samples": [{"prompt": one["prompt"], "before": one["before"], "after": one["completion"], "expected": one["expected"]} for one in said],

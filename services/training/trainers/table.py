@@ -7,9 +7,7 @@ norms see. A step of gradient boosting is a round: one tree, or one for each cla
 import importlib.metadata
 import math
 import re
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,10 +21,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from services.training import features
-from services.training.frames import BatchReduced, Checkpoint, Completed, Evaluated, FitSpec, Frame, Phase, Ready, Step, Stopped
+from services.training.frames import BatchReduced, Completed, Evaluated, FitSpec, Frame, Phase, Ready, Stopped
 from services.training.runner import card, checkpoint, course, machine, measures, networks, reports, table
 from services.training.runner.course import Course
 from services.training.runner.outcome import Failure, Stop, ran_out_of_memory
+from services.training.runner.step_log import StepLog
 from services.training.runner.table import Table
 from services.training.runner.wishes import Wishes
 
@@ -36,11 +35,7 @@ _ROUNDS = re.compile(r"^\[num_iterations: \d+\]$", re.MULTILINE)
 BOOSTING = "gradient_boosting"
 MODEL_TYPES = (BOOSTING, *networks.MODEL_TYPES)
 KEEP_EVERY = 10.0
-"""Seconds between checkpoints, but for those that take long to write:"""
-KEEPING = 0.05
-"""Share of the time that goes into writing them, at most."""
-MOST_LINES = 20_000
-"""Of the step log, besides the one at the end of each epoch: many small steps are told together."""
+"""Seconds between checkpoints, but for those that take long to write."""
 LOOKED_AT = 4096
 """Rows that go through a network at once when nothing is learned."""
 TRIED = 1_000
@@ -123,14 +118,10 @@ class Run:
         self.course = Course(spec.fit, known.target.task)
         self.weights = _class_weights(known) if spec.fit.class_weights == "balanced" and known.classes else None
         self.step = 0
-        self.seconds = 0.0
-        self.untold = {"steps": 0.0, "loss": 0.0, "rows": 0.0, "seconds": 0.0}
-        self.kept_step = -1
-        self.kept_at = time.monotonic()
-        self.keeping = 0.0
         self.model: Model = Boosting(self) if spec.fit.model_type == BOOSTING else Network(self)
         self.total = self.model.steps_per_epoch * spec.fit.epochs
-        self.stride = math.ceil(self.total / MOST_LINES)
+        self.log = StepLog(tell, spec.device, total=self.total, per_epoch=self.model.steps_per_epoch)
+        self.keeper = checkpoint.Keeper(spec.folder, tell, every=KEEP_EVERY)
         if spec.resume:
             self._restore(checkpoint.read(Path(spec.resume)))
 
@@ -142,11 +133,7 @@ class Run:
             cure = "Lower learning_rate, or look for odd values among the numbers."
             raise Failure("diverged", f"The loss is not a number any more at step {number}. {cure}", number)
         self.step += 1
-        self.seconds += seconds
-        for name, value in {"steps": 1.0, "loss": loss, "rows": rows, "seconds": seconds}.items():
-            self.untold[name] += value
-        if self.step % self.stride == 0 or self.step % self.model.steps_per_epoch == 0:
-            self._tell_steps(rate)
+        self.log.add(self.step, loss=loss, rate=rate, rows=rows, seconds=seconds)
 
     def evaluated(self, metrics: course.Metrics) -> None:
         """At the end of an epoch, when all of it is in the model's state."""
@@ -157,7 +144,7 @@ class Run:
 
     def look_after(self) -> None:
         """Between two steps."""
-        if time.monotonic() - self.kept_at >= max(KEEP_EVERY, self.keeping / KEEPING):
+        if self.keeper.is_due:
             self.keep()
         self.wishes.heed()
 
@@ -170,45 +157,17 @@ class Run:
     def held_out(self, answer: NDArray[Any]) -> course.Metrics:
         return {f"val_{name}": value for name, value in self.judged(answer, self.table.held_out).items()}
 
-    def _tell_steps(self, rate: float) -> None:
-        untold, self.untold = self.untold, dict.fromkeys(self.untold, 0.0)
-        self.tell(
-            Step(
-                step=self.step,
-                loss=untold["loss"] / untold["steps"],
-                lr=rate,
-                epoch=self.step / self.model.steps_per_epoch,
-                tokens=round(untold["rows"]),
-                seconds=untold["seconds"],
-                memory=self._memory(),
-            )
-        )
-
-    def _memory(self) -> int:
-        if self.spec.device != "cpu":
-            return torch.cuda.max_memory_allocated(self.spec.device)
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return most if sys.platform == "darwin" else most * 1024
-
     # ---- checkpoints
 
     def keep(self) -> None:
-        if self.step == 0 or self.kept_step == self.step:
-            return
-        began = time.monotonic()
-        path = Path(self.spec.folder, f"checkpoint-{self.step:08d}.pt")
-        checkpoint.write(path, self._state())
-        self.kept_step, self.kept_at = self.step, time.monotonic()
-        self.keeping = self.kept_at - began
-        self.tell(Checkpoint(step=self.step, path=str(path)))
+        self.keeper.keep(self.step, self._state)
 
     def _state(self) -> checkpoint.State:
         return {
             "step": self.step,
             "rows": len(self.table.training),
             "total": self.total,
-            "seconds": self.seconds,
-            "untold": self.untold,
+            **self.log.state(),
             "course": self.course.state(),
             "model": self.model.state(),
         }
@@ -216,8 +175,8 @@ class Run:
     def _restore(self, state: checkpoint.State) -> None:
         if (state["rows"], state["total"]) != (len(self.table.training), self.total):
             raise Failure("internal", "The checkpoint belongs to another run: it has other rows, or another number of steps.")
-        self.step = self.kept_step = state["step"]
-        self.seconds, self.untold = state["seconds"], state["untold"]
+        self.step = self.keeper.step = state["step"]
+        self.log.restore(state)
         self.course.restore(state["course"])
         self.model.restore(state["model"])
 
@@ -282,9 +241,9 @@ class Run:
             "ended_early": self.course.ended_early,
             "architecture": self.architecture(),
             "metrics": metrics,
-            "training_seconds": round(self.seconds, 3),
+            "training_seconds": round(self.log.seconds, 3),
             "duration_seconds": round(time.monotonic() - self.began, 3),
-            "peak_memory": self._memory(),
+            "peak_memory": machine.peak_memory(self.spec.device),
             "hardware": machine.hardware(self.spec.device),
             "versions": versions(),
             "verified": verified,
@@ -336,7 +295,7 @@ class Network:
         self.x, self.truth = torch.from_numpy(known.x).to(self.device), torch.from_numpy(known.truth).to(self.device)
         self.training = torch.from_numpy(known.training).to(self.device)
         self.weights = None if run.weights is None else torch.from_numpy(run.weights).to(self.device, torch.float32)
-        self.fewest = 1 if fit.model_type == "mlp" else 2
+        self.fewest = 2 if fit.model_type in networks.DEPTHS else 1
         """Rows without which batch norms can't be computed."""
         self.batch = max(self.fewest, fit.batch_size)
         rows = len(known.training)

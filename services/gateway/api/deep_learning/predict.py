@@ -4,10 +4,10 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -36,12 +36,23 @@ MOST_JSON = 16 * MB
 IMAGE_MB, IMAGES_MB = 16, 64
 IMAGES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp", "image/bmp", "image/tiff", "application/octet-stream"})
 """Who decodes an image finds out what it is."""
-PATIENCE, LONG_PATIENCE = (4.0, 10.0), (30.0, 30.0)
-"""Seconds for the first and for the second time that somebody is asked; with much to look at the latter."""
 GRACE = 0.5
 BREATH = 0.1
-"""Seconds until another one is asked."""
+"""Seconds until another one is asked where the first is busy, or nobody there."""
+REFUSALS = 2
+"""Of those, until the client hears it."""
 MODEL, PREPARATION = "model.onnx", "preprocess.json"
+
+
+class Patience(NamedTuple):
+    again: float
+    """Seconds of silence after which others are asked too; then twice as long, and so on."""
+    seconds: float
+    """Until nobody waits any more."""
+
+
+PATIENCE, LONG_PATIENCE = Patience(1.0, 10.0), Patience(5.0, 30.0)
+"""With much to look at the latter."""
 
 
 class PredictAsked(msgspec.Struct, kw_only=True):
@@ -120,22 +131,42 @@ async def predict(
 handlers: list[Any] = [predict]
 
 
-async def asked(questions: Questions, question: Question, *, patience: Sequence[float] = PATIENCE) -> Answer:
-    """Once more where one was killed with the question in his hands, or is busy while another may not be."""
-    answer = None
-    for n, seconds in enumerate(patience):
-        if n:
-            await asyncio.sleep(BREATH)
-        try:
-            answer = await questions.ask(SUBJECT, msgspec.structs.replace(question, seconds=seconds), answer=Answer, patience=seconds + GRACE)
-        except NoAnswer as error:
-            logger.warning("prediction: %s", error)
-            continue
-        if answer.refusal is None or answer.refusal.code != "busy":
-            return answer
-    if answer:
-        return answer
+async def asked(questions: Questions, question: Question, *, patience: Patience = PATIENCE) -> Answer:
+    """Who has the question may have been killed with it: while it is silent others are asked too, and the first answer counts."""
+    end, pause = time.monotonic() + patience.seconds, patience.again
+    asking: set[asyncio.Task[Answer | None]] = set()
+    busy: Answer | None = None
+    refusals = 0
+    again = False
+    try:
+        while (left := end - time.monotonic()) > 0 and (asking or refusals < REFUSALS):
+            if refusals < REFUSALS:
+                asking.add(asyncio.create_task(_ask(questions, msgspec.structs.replace(question, seconds=left, again=again))))
+            done, asking = await asyncio.wait(asking, timeout=min(pause, left + GRACE), return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                answer = task.result()
+                if answer and not (answer.refusal and answer.refusal.code == "busy"):
+                    return answer
+                busy, refusals = answer or busy, refusals + 1
+            again = True
+            if done:
+                await asyncio.sleep(BREATH)
+            else:
+                pause *= 2
+    finally:
+        for task in asking:
+            task.cancel()
+    if busy:
+        return busy
     raise _down("the training service does not answer", retry_after=2)
+
+
+async def _ask(questions: Questions, question: Question) -> Answer | None:
+    try:
+        return await questions.ask(SUBJECT, question, answer=Answer, patience=question.seconds + GRACE)
+    except NoAnswer as error:
+        logger.warning("prediction: %s", error)
+        return None
 
 
 async def _of_json(request: AnyRequest, question: Question) -> tuple[Question, list[str]]:
