@@ -16,6 +16,8 @@ from .reading import Wrong
 log = logging.getLogger(__name__)
 
 ENTRY = "services.training.runner.looking:run"
+NAME = "image-decoder"
+"""What the kernel calls the process: whatever is forked from a forkserver has the same command line."""
 PATIENCE = 20.0
 """Seconds for what is shown at once."""
 LENGTH = struct.Struct("<I")

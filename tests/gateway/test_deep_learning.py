@@ -15,6 +15,7 @@ from libs.events import (
     Column,
     Event,
     JobCreated,
+    ModelRegistered,
     Origin,
     PreparationCompleted,
     PreparationFailed,
@@ -34,6 +35,7 @@ from libs.storage import Storage
 from services.gateway.api.deep_learning.errors import dress
 from services.gateway.api.problems import problem
 from services.gateway.domain.errors import TooManyActiveJobs
+from services.gateway.views.natural import natural
 from tests.kit.eventually import eventually
 from tests.kit.gateway import stored
 from tests.kit.servers import storage_of
@@ -184,16 +186,16 @@ async def test_a_data_set_that_can_not_be_used_says_why_and_nothing_is_fitted_to
 
 
 async def test_data_sets_are_listed_by_page_and_by_what_they_are_sorted(api: httpx.AsyncClient, upload: Uploading):
-    mine = [await upload(CSV * n, name=name) for n, name in ((3, "zebra"), (1, "ant"), (2, "fox"))]
+    mine = [await upload(CSV * n, name=name) for n, name in ((3, "zebra-10"), (1, "ant"), (2, "Zebra-9"))]
 
     async def order(**query: Any) -> list[str]:
         answer = (await api.get("/datasets", params={"limit": 100, **query})).json()
         assert answer["total"] >= 3
         return [found["name"] for found in answer["datasets"] if found["id"] in {one["id"] for one in mine}]
 
-    assert await order() == ["fox", "ant", "zebra"]
-    assert await order(sort_by="name", order="asc") == ["ant", "fox", "zebra"]
-    assert await order(sort_by="size", order="desc") == ["zebra", "fox", "ant"]
+    assert await order() == ["Zebra-9", "ant", "zebra-10"]
+    assert await order(sort_by="name", order="asc") == ["ant", "Zebra-9", "zebra-10"]
+    assert await order(sort_by="size", order="desc") == ["zebra-10", "Zebra-9", "ant"]
     one = (await api.get("/datasets", params={"page": 2, "limit": 1})).json()
     assert (one["page"], one["limit"], len(one["datasets"])) == (2, 1, 1)
 
@@ -340,6 +342,27 @@ async def test_models_count_up_by_their_kind_and_a_deleted_ones_number_is_not_gi
     assert (await api.get(f"/models/{second['id']}/download/model.safetensors")).status_code == 404
     listed = (await api.get("/models", params={"model_type": "mlp", "sort_by": "name", "limit": 100})).json()["models"]
     assert [one["id"] for one in listed if one["id"] in {first["id"], third["id"]}] == [first["id"], third["id"]]
+
+
+def test_names_stand_in_the_order_that_people_expect():
+    names = ["ant", "Ant 2", "ant 02b", "ant 10", "Bee", "bee_v9_1", "bee_v9_12", "bee_v10_1", "x" * 200, "x" * 200 + "1" * 100]
+
+    assert sorted(names, key=natural) == names
+
+
+async def test_models_stand_by_their_names_in_the_order_of_their_numbers(api: httpx.AsyncClient, work: Work):
+    kind = f"hub/{uuid4().hex}"
+    for number in (10, 9, 100):
+        model = str(uuid4())
+        created = JobCreated(job_id=model, kind="train", stages=["training"], inputs={"dataset_id": str(uuid4())})
+        await work.say(created, ModelRegistered(model_id=model, name=f"{kind[4:]}_v{number}", model_type=kind))
+
+    async def order(**query: str) -> list[str]:
+        listed = (await api.get("/models", params={"model_type": kind, "sort_by": "name", **query})).json()["models"]
+        return [model["name"].partition("_v")[2] for model in listed]
+
+    await eventually(order, of=3)
+    assert (await order(), await order(order="desc")) == (["9", "10", "100"], ["100", "10", "9"])
 
 
 async def test_a_stopped_run_is_stopped_and_has_no_results(api: httpx.AsyncClient, upload: Uploading, work: Work):

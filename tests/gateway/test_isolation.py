@@ -129,7 +129,7 @@ def needed(operation: Operation) -> str:
     method, path = operation
     if path.startswith("/webhooks/") or (path.startswith(FOR_OWNERS) and method != "GET"):
         return "manage"
-    return "read" if method == "GET" else "change"
+    return "read" if method == "GET" or path.endswith(("/predict", "/dry-run")) else "change"
 
 
 def is_open(operation: Operation) -> bool:

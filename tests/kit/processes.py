@@ -5,11 +5,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.training.eyes import NAME
+
 
 @dataclass(frozen=True)
 class Seen:
     pid: int
     parent: int
+    name: str
     command: bytes
 
     def __str__(self) -> str:
@@ -32,14 +35,21 @@ def forkservers(service: int) -> list[int]:
 
 def trainers(service: int) -> list[int]:
     """Of a training service: those in which its runs are trained."""
-    return [child.pid for server in forkservers(service) for child in children(server)]
+    return [child.pid for server in forkservers(service) for child in children(server) if child.name != NAME]
+
+
+def decoders(service: int) -> list[int]:
+    """Of a training service: that in which the images are decoded that it is asked about, once there were some."""
+    return [child.pid for server in forkservers(service) for child in children(server) if child.name == NAME]
 
 
 def still_training(home: Path) -> list[str]:
-    """Everything that was forked from a forkserver, also from one that is gone; and forkservers without a service."""
+    """Everything that was forked from a forkserver, also from one that is gone; and forkservers without a service. Not who decodes images, as long as his forkserver lives."""
     found = list(_all())
     services = {seen.pid for seen in found if seen.command.endswith(b"services.training\0") or b"from services.training.app import serve" in seen.command}
-    return [str(seen) for seen in found if _forks(seen) and seen.parent not in services and _is_of(home, seen)]
+    servers = {seen.pid for seen in found if _forks(seen) and seen.parent in services}
+    well = services | servers
+    return [str(seen) for seen in found if _forks(seen) and seen.parent not in (well if seen.name == NAME else services) and _is_of(home, seen)]
 
 
 def lives(pid: int) -> bool:
@@ -69,8 +79,9 @@ def _is_of(home: Path, seen: Seen) -> bool:
 def _all() -> Iterator[Seen]:
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            state, parent = (process / "stat").read_text().rpartition(")")[2].split()[:2]
+            about, _, rest = (process / "stat").read_text().rpartition(")")
+            state, parent = rest.split()[:2]
             if state != "Z":
-                yield Seen(int(process.name), int(parent), (process / "cmdline").read_bytes())
+                yield Seen(int(process.name), int(parent), about.partition("(")[2], (process / "cmdline").read_bytes())
         except (OSError, ValueError):
             continue

@@ -31,6 +31,9 @@ _KEY = re.compile(r"[\x20-\x7e]{1,255}")
 
 _PLACE = "workspace"
 
+ONLY_ASKS = {"only_asks": True}
+"""`opt` of a POST that changes nothing: who may read may send it."""
+
 AnyRequest = Request[Any, Any, Any]
 
 
@@ -51,7 +54,8 @@ async def find(request: AnyRequest, places: Places) -> None:
     for name, id in request.path_params.items():
         if kind := KINDS.get(name):
             place = await places.of(kind, str(id), principal)
-            need(principal, place, kind.reading if request.method == "GET" else kind.changing)
+            reads = request.method == "GET" or "only_asks" in request.route_handler.opt
+            need(principal, place, kind.reading if reads else kind.changing)
             request.scope[_PLACE] = place  # pyright: ignore[reportGeneralTypeIssues]
             return
 

@@ -9,6 +9,7 @@ import msgspec
 
 from libs.events import DatasetCreated, DatasetDeleted, DatasetUsed, File, Recorded
 from services.gateway.domain.dataset import Dataset, named_task
+from services.gateway.views.natural import natural
 from services.gateway.views.projects import file_row, files
 from services.gateway.views.rows import Change, Drop, Operation, Put
 from services.gateway.views.schema import JSON, SEEN, BigInteger, Column, DateTime, Index, Integer, Table, Text, views
@@ -19,6 +20,7 @@ datasets = Table(
     Column("id", Text, primary_key=True),
     Column("tenant", Text, nullable=False),
     Column("name", Text, nullable=False),
+    Column("sorts_as", Text(collation="C"), nullable=False),
     Column("description", Text, nullable=False),
     Column("dataset_type", Text, nullable=False),
     Column("target", Text, nullable=False),
@@ -57,6 +59,7 @@ select d.*, case j.shown when 'succeeded' then 'ready' when 'failed' then 'faile
 """One whose columns are not loaded yet is still being processed."""
 
 Sort = Literal["name", "created_at", "size"]
+SORTED_BY: dict[Sort, str] = {"name": "sorts_as", "created_at": "created_at", "size": "size"}
 
 
 def project(recorded: Recorded) -> Iterator[Operation]:
@@ -64,7 +67,7 @@ def project(recorded: Recorded) -> Iterator[Operation]:
         case DatasetCreated(dataset_id=id, file=file) as event:
             row = {"id": id, "tenant": recorded.tenant, "name": event.name, "description": event.description, "dataset_type": event.dataset_type}
             told = {"target": event.target, "size": file.size, "job_id": file.job_id, "request": event.request}
-            yield Put(datasets, {**row, **told, "created_at": recorded.at, "version": recorded.seq})
+            yield Put(datasets, {**row, **told, "sorts_as": natural(event.name), "created_at": recorded.at, "version": recorded.seq})
             yield Put(files, file_row(recorded, id, file))
         case DatasetUsed(dataset_id=id, job_id=job):
             yield Put(reads, {"id": job, "dataset_id": id})
@@ -108,10 +111,11 @@ async def get(db: asyncpg.Pool, tenant: str, dataset_id: str) -> Row | None:
 async def page(db: asyncpg.Pool, tenants: list[str], *, sort: Sort, descending: bool, limit: int, offset: int) -> tuple[list[Row], int]:
     """With the number of all."""
     order = "desc" if descending else "asc"
+    by = f"{SORTED_BY[sort]} {order}, id {order}"
     rows = await db.fetch(
         f"""select {_ROW} from datasets_seen
-             where id in (select id from datasets where tenant = any($1) order by {sort} {order}, id {order} limit $2 offset $3)
-             order by {sort} {order}, id {order}""",
+             where id in (select id from datasets where tenant = any($1) order by {by} limit $2 offset $3)
+             order by {by}""",
         tenants,
         limit,
         offset,

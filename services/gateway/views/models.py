@@ -11,6 +11,7 @@ from libs.events import Claim, ModelDeleted, ModelRegistered, Recorded, Training
 from services.gateway.domain.jobs import Status
 from services.gateway.domain.model import Model
 from services.gateway.views.jobs import Paced
+from services.gateway.views.natural import natural
 from services.gateway.views.rows import Drop, Operation, Put
 from services.gateway.views.schema import JSON, SEEN, BigInteger, Column, DateTime, Index, Integer, Table, Text, views
 
@@ -20,6 +21,7 @@ models = Table(
     Column("id", Text, primary_key=True),
     Column("tenant", Text, nullable=False),
     Column("name", Text, nullable=False),
+    Column("sorts_as", Text(collation="C"), nullable=False),
     Column("model_type", Text, nullable=False),
     Column("dataset_id", Text, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False),
@@ -42,13 +44,14 @@ select m.*, r.spec, r.summary, r.final, r.artifacts, coalesce(r.snapshot ->> 'sh
   from models m join runs r on r.id = m.id""")
 
 Sort = Literal["created_at", "accuracy", "name"]
+SORTED_BY: dict[Sort, str] = {"created_at": "created_at", "accuracy": "accuracy", "name": "sorts_as"}
 
 
 def project(recorded: Recorded) -> Iterator[Operation]:
     match recorded.event:
         case ModelRegistered() as event:
             row = {"id": event.model_id, "tenant": recorded.tenant, "name": event.name, "model_type": event.model_type, "dataset_id": event.dataset_id}
-            yield Put(models, {**row, "created_at": recorded.at, "version": recorded.seq})
+            yield Put(models, {**row, "sorts_as": natural(event.name), "created_at": recorded.at, "version": recorded.seq})
         case ModelDeleted(model_id=id):
             yield Drop(models, "id", [id])
         case TrainingEvaluated(job_id=id, metrics={"epoch": float(epoch)} as metrics):
@@ -111,7 +114,7 @@ async def get(db: asyncpg.Pool, tenant: str, model_id: str) -> Row | None:
 async def page(db: asyncpg.Pool, tenants: list[str], *, model_type: str | None, sort: Sort, descending: bool, limit: int, offset: int) -> tuple[list[Row], int]:
     """With the number of all that match. Those without an accuracy, which regressions have not, come last."""
     order = "desc" if descending else "asc"
-    by = f"accuracy {order} nulls last, id {order}" if sort == "accuracy" else f"{sort} {order}, id {order}"
+    by = f"{SORTED_BY[sort]} {order}{' nulls last' if sort == 'accuracy' else ''}, id {order}"
     where = "tenant = any($1) and ($2::text is null or model_type = $2)"
     rows = await db.fetch(  # the runs of all the others are not looked at, unless it takes them to tell which are the best
         f"""select {_ROW} from models_seen

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from services.training.eyes import LENGTH, Seen, Shown
+from services.training.eyes import LENGTH, NAME, Seen, Shown
 from services.training.images import Unfit, drawn, picture
 
 MEMORY = 1536 * 1024 * 1024
@@ -64,6 +64,7 @@ def _decoded(text: str) -> bytes:
 
 def _bound() -> None:
     if sys.platform == "linux":
+        Path("/proc/self/comm").write_text(NAME)
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         size = pages * resource.getpagesize() + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (size, size))

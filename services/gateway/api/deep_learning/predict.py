@@ -23,7 +23,7 @@ from libs.prediction import INLINE, MOST_INPUTS, SUBJECT, Answer, Prediction, Qu
 from libs.storage import Storage, StorageDown
 from services.gateway.api import uploads
 from services.gateway.api.problems import Refused
-from services.gateway.api.requests import AnyRequest, tenant
+from services.gateway.api.requests import ONLY_ASKS, AnyRequest, tenant
 from services.gateway.api.uploads import Limits
 from services.gateway.domain.errors import NotFound
 from services.gateway.questions import NoAnswer, Questions
@@ -92,7 +92,14 @@ class Predicting(Operation):
         self.request_body = RequestBody(content=content, required=True)
 
 
-@post("/models/{model_id:uuid}/predict", status_code=200, request_max_body_size=None, summary="Predict with a model", operation_class=Predicting)
+@post(
+    "/models/{model_id:uuid}/predict",
+    status_code=200,
+    request_max_body_size=None,
+    summary="Predict with a model",
+    operation_class=Predicting,
+    opt=ONLY_ASKS,
+)
 async def predict(
     request: AnyRequest, model_id: FromPath[UUID], db: NamedDependency[asyncpg.Pool], questions: NamedDependency[Questions], storage: NamedDependency[Storage]
 ) -> Predictions:

@@ -18,7 +18,7 @@ from libs.rehearsal import SECONDS, SUBJECT, Answer, Line, Question, Refusal, Se
 from libs.storage import Storage
 from services.gateway.api.finetuneflow.training import HYPERPARAMS, TrainStart, own_base, wanted
 from services.gateway.api.problems import Refused
-from services.gateway.api.requests import AnyRequest, tenant
+from services.gateway.api.requests import ONLY_ASKS, AnyRequest, tenant
 from services.gateway.commands import Commands
 from services.gateway.domain.errors import ExamplesStillRead, ModelNotUsable, NotFound, NoTrainingData
 from services.gateway.domain.project import Project, StartTraining, planned, still_coming
@@ -52,7 +52,7 @@ class DryRun(Seen, frozen=True, kw_only=True):
     """All that a run would use, under the names that were sent."""
 
 
-@post("/projects/{project_id:uuid}/dataset/dry-run", status_code=200, summary="See what a training would learn, before it is started")
+@post("/projects/{project_id:uuid}/dataset/dry-run", status_code=200, summary="See what a training would learn, before it is started", opt=ONLY_ASKS)
 async def dry_run(
     request: AnyRequest,
     project_id: FromPath[UUID],
