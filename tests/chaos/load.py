@@ -37,6 +37,7 @@ class Brought:
     """A data set as the person who brought it knows it."""
 
     id: str
+    images: bool = False
     fits: list[str] = field(default_factory=list)
 
 
@@ -69,6 +70,7 @@ class Load:
         """Data sets, by whose they are."""
         self._predicted: dict[str, Any] = {}
         """What a model said first."""
+        self._pictures = images(self.rng) if fits else {}
         self._name = 0
         self._names = names
 
@@ -251,12 +253,17 @@ class Load:
             project = rng.choice(trained)
             await self._send(rng, self._new("export", "POST", f"/projects/{project.id}/export", project.id, key=self._fresh("key")))
 
-    async def upload_data_set(self, rng: random.Random, mine: list[Mine]) -> None:
-        content = table(rng, self._fresh("row"))
+    async def upload_data_set(self, rng: random.Random, mine: list[Mine], *, images: bool | None = None) -> None:
+        """A table, or images: each time the same but for one, since they take long to draw."""
+        if images is None:
+            images = self._fits and rng.random() < 0.3
+        name = self._fresh("row")
+        content = zipped({**self._pictures, "red/own.png": picture(color=(250, *name.encode()[-2:]))}) if images else table(rng, name)
+        file = ("images.zip", content, "application/zip") if images else ("table.csv", content, "text/csv")
         op = self._new("upload_data_set", "POST", "/datasets/upload", hashlib.sha256(content).hexdigest(), key=self._fresh("key"))
-        await self._send(rng, op, files={"file": ("table.csv", content, "text/csv")}, data={"name": self._fresh("table")})
+        await self._send(rng, op, files={"file": file}, data={"name": self._fresh("data")})
         if op.accepted:
-            self._brought[rng].append(Brought(op.answer["id"]))
+            self._brought[rng].append(Brought(op.answer["id"], images))
 
     async def fit(self, rng: random.Random, mine: list[Mine], *, regret: float = 0.25) -> None:
         """Also while it is still being prepared. Short, and a quarter of them are regretted."""
@@ -266,7 +273,9 @@ class Load:
         data_set, seed = rng.choice(there), self._fresh("seed").rpartition("-")[2]
         op = self._new("fit", "POST", "/training/start", seed, key=self._fresh("key"))
         op.of = data_set.id
-        op.body = {"dataset_id": data_set.id, "model_type": "gradient_boosting", "hyperparameters": {"epochs": 5, "seed": int(seed)}}
+        chosen: dict[str, Any] = {"image_size": 32, "batch_size": 8, "epochs": 2} if data_set.images else {"epochs": 5}
+        model_type = "resnet18" if data_set.images else "gradient_boosting"
+        op.body = {"dataset_id": data_set.id, "model_type": model_type, "hyperparameters": {**chosen, "seed": int(seed)}}
         await self._send(rng, op)
         if not op.accepted:
             return
@@ -280,7 +289,9 @@ class Load:
         if not (model := await self._model(rng)):
             return
         op = self._new("predict", "POST", f"/models/{model}/predict", "")
-        op.body = {"inputs": [[1.5, "red"], [-1.5, "blue"], [None, "grey"]], "probabilities": True}
+        images = any(data_set.images for data_set in self._brought[rng] if model in data_set.fits)
+        inputs = [base64.b64encode(self._pictures["red/0.png"]).decode()] if images else [[1.5, "red"], [-1.5, "blue"], [None, "grey"]]
+        op.body = {"inputs": inputs, "probabilities": True}
         await self._send(rng, op)
         if op.accepted and (first := self._predicted.setdefault(model, op.answer)) != op.answer:
             op.odd.append(f"the model said {first} before, now {op.answer}")

@@ -67,6 +67,14 @@ def test_a_manifest_says_what_each_image_shows(manifest: tuple[str, bytes], arou
     assert found == {f"{around}img/a.png": "cat", f"{around}img/b.png": "dog", f"{around}img/c.png": "dog"}
 
 
+def test_a_manifest_may_name_images_without_their_extension():
+    manifest = b"id,label\n000,cat\n001,dog\n2,dog\n"
+
+    found = labels(zipped({"labels.csv": manifest, "train/000.png": picture(), "train/001.png": picture(), "2.png": picture(), "2.xml": b"<boxes/>"}))
+
+    assert found == {"train/000.png": "cat", "train/001.png": "dog", "2.png": "dog"}
+
+
 def test_lines_without_an_image_and_images_without_a_line_are_counted():
     manifest = b"file,label\na.png,cat\nb.png,dog\ngone.png,dog\na.png,dog\nd.png,\n"
 
@@ -254,6 +262,27 @@ def test_an_archive_that_nothing_can_be_learned_from_is_refused_with_code_and_wo
     data, code = ARCHIVES[kind]
 
     assert Read(data).code == code
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        (classes("a") | {"b.png": picture()}, ["'a'", "no_label (1)"]),
+        ({"labels.csv": b"1,cat\n2,dog\n", "1.png": picture(), "2.png": picture()}, ["no_label (2)", "'labels.csv' is not a manifest"]),
+        ({"labels.csv": b"file,label\n/x/3.png,cat\n/x/4.png,dog\n", "1.png": picture()}, ["file_missing (2)", "'labels.csv'", "'/x/3.png'"]),
+    ],
+    ids=["one-class", "no-manifest", "other-files"],
+)
+def test_a_refused_archive_says_what_became_of_its_files(files: dict[str, bytes], told: list[str]):
+    found = Read(zipped(files))
+
+    assert [words for words in told if words not in found.message] == []
+
+
+def test_a_table_among_images_that_is_no_manifest_is_named_in_a_note():
+    found = Read(zipped(classes("a", "b") | {"prices.csv": b"image_of,price\na,3\n"}))
+
+    assert any("'prices.csv' is not a manifest" in note for note in found.prepared.notes)
 
 
 def test_a_regression_on_images_is_refused_and_so_are_more_files_than_the_setting_allows():

@@ -442,6 +442,23 @@ def test_what_nothing_can_be_learned_from_is_refused_with_code_and_words(kind: s
     assert Read(data, limits=MANY, target="label" if kind == "no-target" else "").code == code
 
 
+@pytest.mark.parametrize(
+    ("data", "asked", "told"),
+    [
+        (b"a,b,label\n1,2,none\n3,4,spam\n5,6,None\n7,8,spam\n9,1,\n", "", ["target_missing (3)", "'None' (1), 'none' (1)"]),
+        (b"# of 2024\n# by me\na,b,label\n" + b"1,2,x\n3,4,y\n" * 9, "", ["One row", "ragged (19)"]),
+        (b"a,day\n1,2024-01-31\n2,2024-02-01\n3,2024-02-02\n", "regression", ["dates, 2024-01-31"]),
+        (b'{"a": {"0": 1, "1": 2}, "label": {"0": "x", "1": "y"}}', "", ["a list of objects"]),
+        (b'{"a": [1, 2], "label": ["x", "y"]}', "", ["a list of objects"]),
+    ],
+    ids=["classes-called-none", "comments", "dates", "columns", "lists"],
+)
+def test_a_refused_table_says_what_became_of_its_rows(data: bytes, asked: str, told: list[str]):
+    found = Read(data, dataset_type=asked)
+
+    assert [words for words in told if words not in found.message] == [], found.message
+
+
 def test_the_page_about_bad_input_has_every_code():
     page = (Path(__file__).parents[2] / "docs" / "bad-input.md").read_text()
 

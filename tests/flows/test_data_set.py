@@ -119,7 +119,10 @@ async def test_a_client_of_the_document_gets_from_its_table_to_a_prediction_and_
         one_of_them.verify(hook["secret"])
     told = [one.json["event"] for one in receiver.got]
     assert told.index("dataset.processed") < told.index("training.started") < told.index("training.completed")
-    assert "training.progress" in told
+    reached = [one.json["data"] for one in receiver.got if one.json["event"] == "training.progress"]
+    assert all({"loss", "accuracy", "val_loss", "val_accuracy"} <= set(data["metrics"]) for data in reached)
+    assert [data["total_epochs"] for data in reached] == [100] * len(reached)
+    assert len(reached) >= 1
     assert got[0].json["data"]["model_id"] == model["id"]
     assert got[0].json["data"]["accuracy"] == results["final_metrics"]["val_accuracy"]
 

@@ -21,6 +21,9 @@ from libs.events.log import EventLog, Write
 from libs.prediction import INLINE, SUBJECT, Answer, Prediction, Question, Refusal
 from libs.runtime import bus
 from libs.storage import Storage
+from services.gateway.api.deep_learning.predict import Patience, asked
+from services.gateway.api.problems import Refused
+from services.gateway.questions import Questions
 from services.training.children import Children
 from services.training.place import Place
 from services.training.predict import Predictions
@@ -31,6 +34,7 @@ from tests.kit.servers import storage_of
 
 HERE = "local"
 ROW = [0.5, 9.0, 0.2, 0.1]
+GOOD = Answer(predictions=[Prediction(said="cat", confidence=0.5)])
 
 Predict = Callable[..., Awaitable[httpx.Response]]
 Make = Callable[..., Awaitable[str]]
@@ -291,13 +295,47 @@ async def test_when_nobody_answers_it_says_when_to_come_again(predict: Predict):
 
 
 async def test_where_one_is_busy_another_is_asked_and_then_the_client_to_come_again(training: Client, predict: Predict):
-    good = Answer(predictions=[Prediction(said="cat", confidence=0.5)])
-
-    answer, asked = await told(training, predict, [refusal("busy"), good], input=ROW)
+    answer, asked = await told(training, predict, [refusal("busy"), GOOD], input=ROW)
     refused, twice = await told(training, predict, [refusal("busy")], input=ROW)
 
     assert (answer.status_code, len(asked)) == (200, 2)
     assert (refused.status_code, refused.headers["Retry-After"], len(twice)) == (503, "1", 2)
+
+
+@pytest.mark.parametrize("first_speaks", [True, False])
+async def test_while_one_is_silent_others_are_asked_too_and_the_first_answer_counts(infra_nc: Client, tenant: str, first_speaks: bool):
+    """Who is asked second knows that he is: the first may be himself."""
+    asking = kit.question(tenant, (Claim(key="m", sha256="", size=0), Claim(key="p", sha256="", size=0)), ROW)
+    came: list[Msg] = []
+
+    async def respond(msg: Msg) -> None:
+        came.append(msg)
+        if len(came) == 2:
+            await came[0 if first_speaks else 1].respond(msgspec.json.encode(GOOD))
+
+    subscription = await infra_nc.subscribe(f"ask.{SUBJECT}", cb=respond)
+    answer = await asked(Questions(infra_nc), asking, patience=Patience(again=0.05, seconds=5.0))
+    await subscription.unsubscribe()
+
+    assert answer == GOOD
+    assert [msgspec.json.decode(msg.data, type=Question).again for msg in came] == [False, True]
+
+
+async def test_nobody_waits_for_the_silent_any_longer_than_he_wants_to(infra_nc: Client, tenant: str):
+    asking = kit.question(tenant, (Claim(key="m", sha256="", size=0), Claim(key="p", sha256="", size=0)), ROW)
+    came: list[Question] = []
+
+    async def hear(msg: Msg) -> None:
+        came.append(msgspec.json.decode(msg.data, type=Question))
+
+    subscription = await infra_nc.subscribe(f"ask.{SUBJECT}", cb=hear)
+    with pytest.raises(Refused) as refused:
+        await asked(Questions(infra_nc), asking, patience=Patience(again=0.1, seconds=0.5))
+    await subscription.unsubscribe()
+
+    assert refused.value.problem.status == 503
+    assert [question.again for question in came] == [False, True, True]
+    assert 0.5 >= came[0].seconds > came[1].seconds > came[2].seconds > 0
 
 
 @pytest.mark.parametrize(("code", "again"), [("late", True), ("storage", True), ("service", True), ("model", False), ("too_large", False)])

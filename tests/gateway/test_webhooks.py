@@ -19,11 +19,14 @@ from libs.events import (
     Claim,
     Event,
     JobCreated,
+    ModelRegistered,
     PreparationCompleted,
     PreparationFailed,
+    PreparationProduced,
     ProjectCreated,
     ProjectUpdated,
     TrainingCompleted,
+    TrainingEvaluated,
     TrainingFailed,
     TrainingProgressed,
     TrainingStarted,
@@ -265,9 +268,61 @@ async def test_the_contracts_names_and_bodies(yard: Yard, receiver: Receiver):
     ]
     assert bodies[0]["data"] == {"dataset_id": "file-1", "job_id": ingest, "rows": 9}
     assert bodies[1]["data"] == {"dataset_id": "dataset-1", "job_id": table, "rows": 12}  # as its metadata has it
-    assert bodies[3]["data"] == {"job_id": run, "progress": 10, "current_epoch": 1, "metrics": {"loss": 0.5}}
+    assert bodies[3]["data"] == {"job_id": run, "progress": 10, "current_epoch": 1, "total_epochs": 0, "metrics": {"loss": 0.5}}
     assert bodies[-3]["data"] == {"job_id": run, "model_id": run, "accuracy": 0.912}
     assert [body["data"]["error"] for body in bodies[-2:]] == ["nothing to train on", "too large"]
+
+
+async def test_progress_of_a_fit_tells_its_latest_epoch_as_its_status_does(yard: Yard, receiver: Receiver):
+    """The same each time it is sent: as it was at that place of the log."""
+    yard.send()
+    await yard.register(receiver.url(), "training.progress", format="contract")
+    fit = str(uuid4())
+    await yard.add(JobCreated(job_id=fit, kind="train", stages=["preparation", "training"], inputs={"dataset_id": "data"}, spec={"epochs": 10}))
+    await yard.add(TrainingStarted(job_id=fit, attempt=1))
+    epochs: list[dict[str, float | None]] = [{"epoch": float(n), "loss": 1 / n, "val_loss": 2 / n, "val_accuracy": 0.1 * n} for n in (1, 2, 3)]
+    for step, evaluated in zip((2, 4, 6), epochs, strict=True):
+        await yard.add(TrainingProgressed(job_id=fit, attempt=1, step=step, total_steps=20, epoch=step / 2, metrics={"train_loss": 0.5}))
+        await yard.add(TrainingEvaluated(job_id=fit, attempt=1, step=step, metrics=evaluated))
+    await yard.add(TrainingProgressed(job_id=fit, attempt=1, step=20, total_steps=20, epoch=10.0, metrics={"train_loss": 0.4}))
+    first = [one.json["data"] for one in await eventually(lambda: receiver.got, of=4)]
+    (endpoint,) = [row["id"] for row in await yard.world.db.fetch("select id from webhooks")]
+    await yard.run(ReplayWebhook(webhook_id=endpoint, start=1))
+    again = [one.json["data"] for one in (await eventually(lambda: receiver.got, of=8))[4:]]
+
+    def metrics(n: int) -> dict[str, float | None]:
+        return {name: value for name, value in epochs[n - 1].items() if name != "epoch"}
+
+    assert first[0] == {"job_id": fit, "progress": 10, "current_epoch": 1, "total_epochs": 10, "metrics": {"train_loss": 0.5}}
+    assert first[2] == {"job_id": fit, "progress": 30, "current_epoch": 2, "total_epochs": 10, "metrics": {"train_loss": 0.5, **metrics(2)}}
+    assert first[3] == {"job_id": fit, "progress": 100, "current_epoch": 3, "total_epochs": 10, "metrics": {"train_loss": 0.4, **metrics(3)}}
+    assert again == first
+
+
+async def test_what_an_endpoint_is_told_of_is_there_to_be_found(yard: Yard, receiver: Receiver):
+    """A data set's columns, and the model of a run: whoever hears of them asks for them at once. Other endpoints are told the facts as they come."""
+    yard.send()
+    await yard.register(receiver.url("/contract"), format="contract")
+    await yard.register(receiver.url("/facts"), "preparation.completed", "training.completed")
+    table, fit = str(uuid4()), str(uuid4())
+    await yard.add(JobCreated(job_id=table, kind="prepare", stages=["preparation"], inputs={"dataset_id": "data"}))
+    await yard.add(JobCreated(job_id=fit, kind="train", stages=["preparation", "training"], inputs={"dataset_id": "data"}))
+    await yard.add(PreparationProduced(job_id=table, part=1, content=NOTHING, rows=2, valid=2))
+    await yard.add(PreparationCompleted(job_id=table, parts=1, rows=9, valid=9))
+    await yard.add(TrainingCompleted(job_id=fit, attempt=1, step=9, artifacts={}, steps=NOTHING, metrics={"val_accuracy": 0.5}))
+
+    def told() -> list[str]:
+        return [one.json["event"] for one in receiver.at("/contract")]
+
+    await eventually(lambda: receiver.at("/facts"), of=2)
+    before = told()
+    await yard.world.db.execute("update parts set state = 'loaded' where job_id = $1", table)
+    await eventually(told)
+    loaded = told()
+    await yard.add(ModelRegistered(model_id=fit, name="MLP_v1", model_type="mlp"))
+
+    assert (before, loaded) == ([], ["dataset.processed"])
+    assert await eventually(told, of=2) == ["dataset.processed", "training.completed"]
 
 
 async def test_a_rotated_secret_and_the_old_one_both_sign_for_a_while(yard: Yard, receiver: Receiver):

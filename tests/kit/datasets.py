@@ -68,6 +68,12 @@ class Read:
         return self.end.code
 
     @property
+    def message(self) -> str:
+        assert self.code
+        assert isinstance(self.end, Refused)
+        return self.end.message
+
+    @property
     def manifest(self) -> list[dict[str, Any]]:
         with zipfile.ZipFile(io.BytesIO(self.bytes)) as archive:
             return [json.loads(line) for line in archive.read("manifest.jsonl").splitlines()]

@@ -4,9 +4,8 @@ from tempfile import TemporaryFile
 from typing import IO
 
 from services.datasets.confined.frames import Order, Prepared, Refusal, Say
-from services.datasets.confined.package import TABLES, Entry, Package, unpacked
+from services.datasets.confined.package import IMAGES, TABLES, Entry, Package, unpacked
 
-IMAGES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 OFFICE = {"xl": "a spreadsheet of Excel. Save it as CSV", "word": "a Word document. Upload a table", "ppt": "a presentation. Upload a table"}
 
 

@@ -15,6 +15,7 @@ RATIO = 200
 SMALL = 64 * 1024 * 1024
 """Bytes that may come out of any archive, however few went in."""
 PIECE = 1024 * 1024
+IMAGES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 TABLES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet")
 JUNK = ("__macosx", "thumbs.db", "desktop.ini")
 

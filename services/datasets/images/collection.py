@@ -2,7 +2,7 @@
 
 import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import PurePosixPath
 from tempfile import TemporaryFile
 from typing import IO, NamedTuple
@@ -11,7 +11,7 @@ import msgspec
 
 from libs.events import Column
 from services.datasets.confined.frames import Described, Order, Prepared, Progress, Refusal, Say
-from services.datasets.confined.package import TABLES, Damaged, Entry, Package, TooLarge, unpacked
+from services.datasets.confined.package import IMAGES, TABLES, Damaged, Entry, Package, TooLarge, unpacked
 
 from .picture import MOST_BYTES, Unusable, normalised
 
@@ -52,7 +52,7 @@ def read(package: Package, order: Order, say: Say) -> Prepared:
         raise Refusal("images_need_classes", "Images are told apart by classes; a regression on images is not to be had. Upload them as a classification.")
     tables = [entry for entry in package.entries if entry.extension in TABLES]
     files = [entry for entry in package.entries if entry.extension not in TABLES]
-    labels = _manifest(package, tables, files, order, say) or _folders(files)
+    labels = _manifest(package, tables, files, order, say) or _folders(files, tables)
     refused = Counter[str](package.skipped)
     refused.update(labels.besides)
     classes = Counter[str]()
@@ -79,7 +79,7 @@ def read(package: Package, order: Order, say: Say) -> Prepared:
             classes[label] += 1
             animated += picture.animated
         snapshot.writestr(zipfile.ZipInfo("manifest.jsonl", EPOCH), b"".join(lines))
-    _check(classes, refused)
+    _check(classes, refused, labels.notes)
     rows = len(lines) + refused.total()
     counts = sorted(classes.items(), key=lambda item: (-item[1], item[0]))
     say(Described(column=Column(index=0, name="image", type="image", role="feature", distinct=len(lines))))
@@ -94,9 +94,9 @@ def read(package: Package, order: Order, say: Say) -> Prepared:
     )
 
 
-def _folders(files: list[Entry]) -> Labels:
+def _folders(files: list[Entry], tables: list[Entry]) -> Labels:
     """The folder that an image lies in, below what is around them all, names its class."""
-    notes: list[str] = []
+    notes = [f"{entry.name[:100]!r} is not a manifest, which has a column 'file' and a column 'label'; it was left out." for entry in _meant(tables)[:3]]
     parts = {entry.name: list(entry.path.parts) for entry in files}
     while _wrapped(list(parts.values())):
         parts = {name: rest[1:] for name, rest in parts.items()}
@@ -105,6 +105,11 @@ def _folders(files: list[Entry]) -> Labels:
         notes.append(f"The folders {', '.join(sorted(tops))} were put together; what is held out is chosen anew for each run.")
         parts = {name: rest[1:] if len(rest) > 1 else rest for name, rest in parts.items()}
     return Labels(lambda entry: rest[0][:LONGEST_LABEL] if len(rest := parts[entry.name]) > 1 else "", "no_label", {}, notes)
+
+
+def _meant(tables: list[Entry]) -> list[Entry]:
+    """Other texts may be about the images."""
+    return [entry for entry in tables if entry.extension != ".txt"]
 
 
 def _wrapped(paths: list[list[str]]) -> bool:
@@ -145,18 +150,20 @@ def _read_manifest(file: IO[bytes], order: Order, say: Say) -> list[tuple[str, s
 
 
 def _matched(manifest: Entry, lines: list[tuple[str, str]], files: list[Entry]) -> Labels:
-    """By the path from the manifest's folder or from the top, else by a name that only one file has."""
+    """By the path from the manifest's folder or from the top, else by a name that only one file has, or only one image before its extension."""
     folder = manifest.path.parent
     by_path = {str(entry.path): entry.name for entry in files}
-    names = Counter(entry.path.name for entry in files)
-    by_name = {entry.path.name: entry.name for entry in files if names[entry.path.name] == 1}
+    by_name = _only((entry.path.name, entry.name) for entry in files)
+    by_stem = _only((entry.path.stem, entry.name) for entry in files if entry.extension in IMAGES)
     labels: dict[str, str] = {}
     besides = Counter[str]()
+    lost = ""
     for told, label in lines:
         path = PurePosixPath(told.replace("\\", "/"))
-        name = by_path.get(str(folder / path)) or by_path.get(str(path)) or by_name.get(path.name)
+        name = by_path.get(str(folder / path)) or by_path.get(str(path)) or by_name.get(path.name) or by_stem.get(path.name)
         if name is None:
             besides["file_missing"] += 1
+            lost = lost or told
         elif name in labels:
             besides["named_twice"] += 1
         else:
@@ -165,17 +172,31 @@ def _matched(manifest: Entry, lines: list[tuple[str, str]], files: list[Entry]) 
     unlabelled = sum(not label for label in labels.values())
     if unlabelled:
         notes.append(f"{unlabelled:,} of its lines have no label.")
+    if besides["file_missing"]:
+        notes.append(f"{besides['file_missing']:,} of its lines name a file that is not in the ZIP, {lost[:100]!r} for one.")
     return Labels(lambda entry: labels.get(entry.name, ""), "no_label", dict(besides), notes)
 
 
-def _check(classes: Counter[str], refused: Counter[str]) -> None:
+def _only(named: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """What one alone is called."""
+    found: dict[str, str] = {}
+    times = Counter[str]()
+    for name, file in named:
+        found[name] = file
+        times[name] += 1
+    return {name: file for name, file in found.items() if times[name] == 1}
+
+
+def _check(classes: Counter[str], refused: Counter[str], notes: list[str]) -> None:
     why = ", ".join(f"{reason} ({times:,})" for reason, times in refused.most_common())
+    told = "".join(f" {note}" for note in notes)
     if not classes:
         raise Refusal(
             "no_usable_images",
-            f"None of the files in the ZIP is an image with a label: {why or 'it holds none'}. Put each image into a folder that is called like its class.",
+            f"None of the files in the ZIP is an image with a label: {why or 'it holds none'}.{told} Put each image into a folder that is called like its class.",
         )
     if len(classes) == 1:
-        raise Refusal("one_class", f"All images are {next(iter(classes))[:50]!r}. There must be two classes to tell them apart.")
+        left = f" Files left out: {why}.{told}" if why else told
+        raise Refusal("one_class", f"All images are {next(iter(classes))[:50]!r}. There must be two classes to tell them apart.{left}")
     if len(classes) > CLASSES:
         raise Refusal("too_many_classes", f"The images have {len(classes):,} labels; {CLASSES:,} are the most.")

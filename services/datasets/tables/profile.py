@@ -61,7 +61,7 @@ class Figures(NamedTuple):
 
 def finish(draft: Draft, order: Order, say: Say, *, names: list[str], unreadable: dict[int, str], notes: list[str]) -> Prepared:
     if draft.kept < 2:
-        raise Refusal("one_row", "One row of the table can be used. To learn something takes more.")
+        raise Refusal("one_row", f"One row of the table can be used. To learn something takes more.{_left_out(draft)}")
     table = pl.scan_parquet(f"/dev/fd/{order.draft}", glob=False)
     figures = _all_figures(table, draft, names, say)
     target = _Target(draft, figures.get(draft.target), names[draft.target], order.dataset_type.strip().casefold())
@@ -102,6 +102,7 @@ class _Target:
         self._name = name
         self._figures = figures
         self._kept = draft.kept
+        self._left_out = _left_out(draft)
         self._tally = draft.tallies[draft.target]
         self._kind = draft.kinds[draft.target]
         self.notes: list[str] = []
@@ -130,7 +131,7 @@ class _Target:
 
     def _check_classes(self) -> None:
         if self._distinct < 2:
-            raise Refusal("one_class", f"The target {self._name!r} has one class. There must be two to tell them apart.")
+            raise Refusal("one_class", f"The target {self._name!r} has one class. There must be two to tell them apart.{self._left_out}")
         if self._kind == "date" or self._distinct > CLASSES or (self._distinct > FEW and self._distinct * 2 > self._kept):
             raise Refusal(
                 "too_many_classes",
@@ -142,13 +143,21 @@ class _Target:
 
     def _check_numbers(self) -> None:
         if self._figures is None or self._kind == "date":
-            example = next(iter(self._tally.values), "")
-            raise Refusal(
-                "target_not_numeric",
-                f"A regression has numbers for a target, and {self._name!r} holds texts{f', {example[:50]!r} for one' if example else ''}.",
-            )
+            example = f", {next(iter(self._tally.values))[:50]!r} for one" if self._tally.values else ""
+            holds = f"dates, {_date(self._figures.minimum)[:10]} for one" if self._figures else f"texts{example}"
+            raise Refusal("target_not_numeric", f"A regression has numbers for a target, and {self._name!r} holds {holds}.")
         if self._distinct < 2:
-            raise Refusal("one_value", f"The target {self._name!r} has the same value in every row.")
+            raise Refusal("one_value", f"The target {self._name!r} has the same value in every row.{self._left_out}")
+
+
+def _left_out(draft: Draft) -> str:
+    """Whoever is told that too little is left is told where the rest went."""
+    if not draft.refused:
+        return ""
+    why = ", ".join(f"{reason} ({times:,})" for reason, times in sorted(draft.refused.items()))
+    tokens = draft.tallies[draft.target].tokens
+    told = ", ".join(f"{token!r} ({times:,})" for token, times in sorted(tokens.items(), key=lambda item: (-item[1], item[0]))[:5])
+    return f" Rows left out: {why}.{f' For a missing target was taken {told}.' if told else ''}"
 
 
 def _feature(n: int, name: str, draft: Draft, figures: Figures | None) -> Column:

@@ -18,6 +18,7 @@ from .source import Batch, count, named, place, storable, too_many_columns
 CELLS = 200_000
 """Of one batch."""
 PIECE = 1024 * 1024
+AS_ROWS = "Write the table as a list of objects, one for each row (in pandas: orient='records')."
 
 
 class Records:
@@ -53,10 +54,12 @@ class Records:
     def _all_keys(self, most: int) -> list[str]:
         keys: dict[str, None] = {}
         why: Unusable | None = None
+        rows, only = 0, {}
         for row in self._rows():
             if isinstance(row, Unusable):
                 why = why or row
                 continue
+            rows, only = rows + 1, row
             keys |= dict.fromkeys(row)
             if len(keys) > most:
                 raise too_many_columns(len(keys), most)
@@ -64,6 +67,8 @@ class Records:
             raise Refusal("no_rows", f"There are no rows in the file that can be read. The first: {why.message}")
         if not keys:
             raise Refusal("empty", "The file holds no rows.")
+        if rows == 1 and all(isinstance(value, dict | list) for value in only.values()):
+            raise Refusal("no_rows", f"The file is one object of columns. {AS_ROWS}")
         return list(keys)
 
     def _rows(self) -> Iterator[dict[str, Any] | Unusable]:
@@ -73,7 +78,7 @@ class Records:
             if isinstance(value, dict | Unusable):
                 yield value
             else:
-                yield Unusable("not_an_object", "A row is an object with named fields.")
+                yield Unusable("not_an_object", f"A row is an object with named fields. {AS_ROWS}")
 
     def _pieces(self) -> Iterator[bytes]:
         while piece := self._file.read(PIECE):

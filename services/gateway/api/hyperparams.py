@@ -1,5 +1,6 @@
 """Hyperparameters, which other tools call by other names: understood, checked one by one, and told again as they were sent."""
 
+import re
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from typing import Any, get_type_hints
@@ -53,7 +54,8 @@ class Hyperparams(msgspec.Struct, frozen=True, kw_only=True):
         except msgspec.ValidationError as error:
             problem, _, path = str(error).partition(" - at `$.")
             own = path.rstrip("`")
-            raise self._refused(called.get(own, own), with_choices(problem, get_type_hints(self.spec).get(own))) from error
+            kind = get_type_hints(self.spec, include_extras=True).get(own)
+            raise self._refused(called.get(own, own), _with_bounds(with_choices(problem, kind), kind)) from error
         return meant
 
     def echoed(self, spec: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,3 +74,14 @@ class Hyperparams(msgspec.Struct, frozen=True, kw_only=True):
     def _refused(self, name: str, why: str) -> Refused:
         field = f"{self.within}.{name}" if self.within else name
         return Refused(422, f"{field}: {why}", field=field)
+
+
+def _with_bounds(message: str, kind: Any) -> str:
+    """The validator says which bound a number is beyond, but not the other."""
+    if not re.match(r"Expected `(int|float)` [<>]", message):
+        return message
+    low, high = (next((bound for bound in (getattr(kind.__metadata__[0], name) for name in names) if bound is not None), None) for names in _BOUNDS)
+    return message if low is None or high is None else f"Must be between {low:,} and {high:,}"
+
+
+_BOUNDS = (("ge", "gt"), ("le", "lt"))

@@ -210,7 +210,7 @@ def _validation(error: ValidationException, handler: HTTPRouteHandler | None) ->
             return _invalid("The request needs a JSON body")
         missing = re.search(r"missing required (?:field|parameter|query parameter) `?'?([^`']+)", text, re.IGNORECASE)
         name = missing[1] if missing else str(extra.get("key", "")).removeprefix("data.")
-        fields.append(Field("" if name == "data" else name, "This field is required" if missing else with_choices(text, _kinds(handler).get(name))))
+        fields.append(Field("" if name == "data" else name, "This field is required" if missing else with_choices(text, _kind(handler, name))))
     named = [field for field in fields if field.field]
     if not fields:
         return Problem(status=422, code="validation_error", message=_without_prefix(error.detail))
@@ -228,13 +228,18 @@ def _choices(kind: Any) -> list[Any]:
     return list(get_args(kind)) if get_origin(kind) is Literal else [choice for part in get_args(kind) for choice in _choices(part)]
 
 
-def _kinds(handler: HTTPRouteHandler | None) -> dict[str, Any]:
-    """Of what the route takes in its address, and of its body's fields."""
-    if handler is None:
-        return {}
-    taken = {name: field.annotation for name, field in handler.parsed_fn_signature.parameters.items()}
-    body = taken.get("data")
-    return {**taken, **get_type_hints(body)} if isinstance(body, type) and issubclass(body, msgspec.Struct) else taken
+def _kind(handler: HTTPRouteHandler | None, name: str) -> Any:
+    """Of what the route takes in its address, or of a field of its body, which may be one of a field's."""
+    taken = {} if handler is None else {name: field.annotation for name, field in handler.parsed_fn_signature.parameters.items()}
+    kinds = taken | _fields(taken.get("data"))
+    *outer, last = name.split(".")
+    for field in outer:
+        kinds = _fields(kinds.get(field))
+    return kinds.get(last)
+
+
+def _fields(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind) if isinstance(kind, type) and issubclass(kind, msgspec.Struct) else {}
 
 
 def _without_prefix(detail: str) -> str:

@@ -50,6 +50,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     total_mb: int
     accepted: frozenset[str]
     files_field: str = "files"
+    instead: str = ""
+    """What to send instead of a type that isn't accepted."""
 
 
 async def receive(request: Any, storage: Storage, *, limits: Limits, new_key: Callable[[], str]) -> Form:
@@ -192,7 +194,7 @@ class _File(_Part):
     def _start(self) -> None:
         self._mime_type = told(self._filename, bytes(self._head[:HEAD]))
         if self._mime_type not in self._limits.accepted:
-            raise unsupported(self._filename, self._mime_type, field=self._limits.files_field)
+            raise unsupported(self._filename, self._mime_type, field=self._limits.files_field, instead=self._limits.instead)
         self._queue.put_nowait(bytes(self._head))
         self._head.clear()
         self._storing = asyncio.create_task(self._storage.put_stream(self._key, self._chunks()))
@@ -217,8 +219,9 @@ class _GivenUp(Exception):
     """The rest of the file will not come."""
 
 
-def unsupported(filename: str, mime_type: str, *, field: str = "files") -> Refused:
-    return Refused(400, f"File '{filename}' has unsupported MIME type '{mime_type}'", code="unsupported_file_type", field=field)
+def unsupported(filename: str, mime_type: str, *, field: str = "files", instead: str = "") -> Refused:
+    message = f"File '{filename}' has unsupported MIME type '{mime_type}'"
+    return Refused(400, f"{message}: {instead}" if instead else message, code="unsupported_file_type", field=field)
 
 
 def told(filename: str, head: bytes) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import asyncpg
 import msgspec
@@ -35,6 +35,7 @@ epochs = Table(
     Column("job_id", Text, nullable=False),
     Column("epoch", Integer, nullable=False),
     Column("metrics", JSON, nullable=False),
+    Column("seq", BigInteger, nullable=False),
     Index("epochs_of_job", "job_id", "epoch"),
 )
 
@@ -55,7 +56,7 @@ def project(recorded: Recorded) -> Iterator[Operation]:
         case ModelDeleted(model_id=id):
             yield Drop(models, "id", [id])
         case TrainingEvaluated(job_id=id, metrics={"epoch": float(epoch)} as metrics):
-            yield Put(epochs, {"id": f"{id}/{epoch:.0f}", "job_id": id, "epoch": round(epoch), "metrics": metrics})
+            yield Put(epochs, {"id": f"{id}/{epoch:.0f}", "job_id": id, "epoch": round(epoch), "metrics": metrics, "seq": recorded.seq})
         case _:
             return
 
@@ -148,19 +149,33 @@ async def history(db: asyncpg.Pool, job_id: str) -> list[dict[str, float | None]
     return [msgspec.json.decode(row["metrics"]) for row in rows]
 
 
-async def pace(db: asyncpg.Pool, tenants: list[str], model_type: str) -> tuple[float, float] | None:
-    """Seconds for a row in an epoch, and those in which nothing is learned, as the latest runs with this type took them; None when there were none."""
+class Pace(NamedTuple):
+    """In the median of some runs."""
+
+    each: float
+    """Seconds for a row in an epoch."""
+    besides: float
+    """Those in which nothing is learned."""
+    rows: float
+
+
+async def pace(db: asyncpg.Pool, tenants: list[str], model_type: str, *, rows: float) -> Pace | None:
+    """As the latest runs with this type took it, those of them with about as many rows; None when there were none."""
     row = await db.fetchrow(
-        """select percentile_cont(0.5) within group (order by learning / greatest(1, rows)), percentile_cont(0.5) within group (order by greatest(0, took - learning))
-             from (select extract(epoch from r.finished_at - r.started_at)::float8 as took, (r.summary ->> 'training_seconds')::float8 as learning,
-                          (r.summary ->> 'rows')::float8 * (r.summary ->> 'epochs')::float8 as rows
-                     from runs r join models m on m.id = r.id
-                    where m.tenant = any($1) and m.model_type = $2 and r.summary ->> 'training_seconds' <> ''
-                    order by m.created_at desc limit 20) latest""",
+        """select percentile_cont(0.5) within group (order by learning / greatest(1, rows * epochs)) as each,
+                  percentile_cont(0.5) within group (order by greatest(0, took - learning)) as besides, percentile_cont(0.5) within group (order by rows) as rows
+             from (select took, learning, rows, epochs
+                     from (select extract(epoch from r.finished_at - r.started_at)::float8 as took, (r.summary ->> 'training_seconds')::float8 as learning,
+                                  (r.summary ->> 'rows')::float8 as rows, (r.summary ->> 'epochs')::float8 as epochs
+                             from runs r join models m on m.id = r.id
+                            where m.tenant = any($1) and m.model_type = $2 and r.summary ->> 'training_seconds' <> ''
+                            order by m.created_at desc limit 20) latest
+                    order by abs(ln(greatest(1, rows) / greatest(1, $3::float8))) limit 5) alike""",
         tenants,
         model_type,
+        rows,
     )
-    return None if row is None or row[0] is None else (row[0], row[1])
+    return None if row is None or row["each"] is None else Pace(**row)
 
 
 async def taken(db: asyncpg.Pool, tenant: str, prefix: str) -> int:

@@ -1,5 +1,6 @@
 """What an endpoint is sent for a fact: deep-learning-platform's five bodies, or the fact itself."""
 
+import math
 from datetime import UTC, datetime
 from typing import Any
 
@@ -44,19 +45,31 @@ def decile(event: TrainingProgressed) -> int:
     return min(10, 10 * event.step // event.total_steps) if event.total_steps > 0 else 0
 
 
-def contract_body(recorded: Recorded, *, dataset_id: str) -> bytes:
+class About(msgspec.Struct, frozen=True, kw_only=True):
+    """What the views know of the job that a fact is of."""
+
+    dataset_id: str = ""
+    epochs: float = 0.0
+    """As many as its run may take."""
+    evaluation: dict[str, float | None] = {}
+    """What the last epoch before the fact came to."""
+
+
+def contract_body(recorded: Recorded, about: About) -> bytes:
     name = PING if isinstance(recorded.event, WebhookTestRequested) else contract_name(recorded)[0]
     stamp = recorded.at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return msgspec.json.encode({"event": name, "timestamp": stamp, "data": _data(recorded, dataset_id)})
+    return msgspec.json.encode({"event": name, "timestamp": stamp, "data": _data(recorded, about)})
 
 
-def _data(recorded: Recorded, dataset_id: str) -> dict[str, Any]:
+def _data(recorded: Recorded, about: About) -> dict[str, Any]:
     match recorded.event:
         case TrainingStarted(job_id=job):
             return {"job_id": job, "status": "running"}
         case TrainingProgressed(job_id=job) as event:
             share = min(100, 100 * event.step // event.total_steps) if event.total_steps > 0 else 0
-            return {"job_id": job, "progress": share, "current_epoch": int(event.epoch), "metrics": event.metrics}
+            metrics = dict(about.evaluation)
+            epoch = int(metrics.pop("epoch", None) or event.epoch)
+            return {"job_id": job, "progress": share, "current_epoch": epoch, "total_epochs": math.ceil(about.epochs), "metrics": event.metrics | metrics}
         case TrainingCompleted(job_id=job) as event:
             # A run makes one model, which is known by the run's id.
             return {"job_id": job, "model_id": job, "accuracy": event.metrics.get("val_accuracy", event.metrics.get("accuracy"))}
@@ -64,7 +77,7 @@ def _data(recorded: Recorded, dataset_id: str) -> dict[str, Any]:
             return {"job_id": job, "error": message}
         case PreparationCompleted(job_id=job) as event:
             return {
-                "dataset_id": dataset_id,
+                "dataset_id": about.dataset_id,
                 "job_id": job,
                 "rows": event.valid if event.contents else event.rows,
             }  # of a table or images as its metadata has it

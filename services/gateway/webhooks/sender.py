@@ -43,6 +43,9 @@ EXPIRY = 10.0
 POLL = 1.0
 REPORT = 60.0
 KEEP = timedelta(days=30)
+SOON = timedelta(seconds=0.1)
+HELD_BACK = timedelta(seconds=30)
+"""At most: what a data set holds, or the model that a run has made, is to be found by whoever hears of it."""
 GONE = 410
 
 _sent = Counter("trainyard_webhook_attempts_total", "Requests to webhook endpoints", ["outcome"])
@@ -216,17 +219,24 @@ class Sender:
     async def _send(self, endpoint: Endpoint) -> list[Sent]:
         """Until one fails, or enough for once."""
         rows = await self._db.fetch(
-            """select d.seq, d.attempts, l.subject, l.body, coalesce(j.inputs ->> 'dataset_id', j.inputs -> 'file' ->> 'file_id', '') as dataset_id
-                 from webhook_deliveries d join event_log l on l.seq = d.seq left join jobs j on $4 and j.id = split_part(l.aggregate, '/', 2)
+            """select d.seq, d.attempts, l.subject, l.body, coalesce(j.inputs ->> 'dataset_id', j.inputs -> 'file' ->> 'file_id', '') as dataset_id,
+                      coalesce(r.spec ->> 'epochs', r.spec ->> 'num_epochs', '0')::float8 as epochs,
+                      coalesce((select e.metrics from epochs e where e.job_id = j.id and e.seq < d.seq order by e.epoch desc limit 1), '{}') as evaluation,
+                      d.created_at > clock_timestamp() - $5::interval and case split_part(l.subject, '.', 3) || '.' || split_part(l.subject, '.', 4)
+                        when 'preparation.completed' then j.kind = 'prepare' and exists (select from parts p where p.job_id = j.id and p.state = 'pending')
+                        when 'training.completed' then j.inputs ->> 'dataset_id' <> '' and not exists (select from models m where m.id = j.id) end as too_soon
+                 from webhook_deliveries d join event_log l on l.seq = d.seq
+                      left join jobs j on $4 and j.id = split_part(l.aggregate, '/', 2) left join runs r on r.id = j.id
                 where d.endpoint = $1 and d.seq > $2 order by d.seq limit $3""",
             endpoint.id,
             endpoint.cursor,
             BATCH,
             endpoint.format == "contract",
+            HELD_BACK,
         )
         sent: list[Sent] = []
         for row in rows:
-            if not self._holds():
+            if row["too_soon"] or not self._holds():
                 break
             attempt = await self._attempt(endpoint, row)
             _sent.labels("delivered" if attempt.ok else "failed").inc()
@@ -245,7 +255,7 @@ class Sender:
         except (Unreadable, Unsealable) as broken:
             return Attempt(error=str(broken)[:500])
         cloudevents = endpoint.format == "cloudevents"
-        body = row["body"] if cloudevents else bodies.contract_body(recorded, dataset_id=row["dataset_id"])
+        body = row["body"] if cloudevents else bodies.contract_body(recorded, _about(row))
         stamp = int(time.time())
         headers = {
             "Content-Type": bodies.CLOUDEVENTS if cloudevents else bodies.JSON,
@@ -264,8 +274,13 @@ class Sender:
 
     async def _settle(self, endpoint: Endpoint, sent: list[Sent]) -> None:
         """Whose cursor was moved meanwhile (a replay, a disabling) keeps it; who holds it no more changes nothing."""
-        if not sent:  # our lease ran out: whoever has it now begins where we did
-            await self._db.execute("update webhook_endpoints set holder = null where id = $1 and holder = $2", endpoint.id, self._holder)
+        if not sent:  # it is too soon for the next; or our lease ran out, and whoever has it now begins where we did
+            await self._db.execute(
+                "update webhook_endpoints set holder = null, next_at = clock_timestamp() + $3::interval where id = $1 and holder = $2",
+                endpoint.id,
+                self._holder,
+                SOON,
+            )
             return
         last = sent[-1].attempt
         failed = not last.ok
@@ -352,6 +367,10 @@ async def _every(seconds: float, once: Callable[[], Awaitable[None]]) -> None:
 
 def _origin(tenant: str) -> Origin:
     return Origin(tenant=tenant, actor="gateway", correlation=str(uuid.uuid4()))
+
+
+def _about(row: asyncpg.Record) -> bodies.About:
+    return bodies.About(dataset_id=row["dataset_id"], epochs=row["epochs"], evaluation=msgspec.json.decode(row["evaluation"]))
 
 
 def _readable(row: asyncpg.Record) -> Recorded | None:

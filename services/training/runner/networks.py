@@ -4,23 +4,41 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .outcome import Failure
+
 HIDDEN = 256
 LARGEST_EMBEDDING = 32
 DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 WIDTHS = (64, 128, 256, 512)
 BOTTLENECKS = ("resnet50", "resnet101")
-TOKEN, HEADS, LAYERS = 64, 8, 3
-"""A third of the width of its paper: as good on the tables of bench/tables_fit.py, in a third of the time."""
-FT_TRANSFORMER = "ft_transformer"
-MODEL_TYPES = ("mlp", FT_TRANSFORMER, *DEPTHS)
+TRANSFORMER = "ft_transformer"
+TOKEN, HEADS, LAYERS = 64, 4, 3
+"""A third of its paper's width: on the tables of bench/tables_fit.py as good, in a third of the time."""
+MOST_TOKENS = 2_000
+"""Each looks at each other: with so many a row takes a fifth of a second of one core, and with five times as many twenty-five times that."""
+ASKING = 128
+"""Of them that look at the others together in an ONNX: what runs it holds a number for each pair."""
+MODEL_TYPES = ("mlp", TRANSFORMER, *DEPTHS)
+
+HELD = {"mlp": 8, TRANSFORMER: 48, "resnet18": 12, "resnet34": 12, "resnet50": 28, "resnet101": 28}
+"""Vectors as wide as a layer that are there at the same time, of a row or of each of its features; measured. Where there are batch norms: when nothing is learned."""
+ROOM = 1_000_000_000
+"""Bytes for the rows that go through a network together. On a processor nobody is told that there is no more memory: whoever takes it is killed."""
 
 
 def network(model_type: str, *, numbers: int, codes: list[int], outputs: int, dropout: float) -> nn.Module:
+    """Raises a Failure where a table is too wide for it."""
     if model_type == "mlp":
         return Mlp(numbers=numbers, codes=codes, outputs=outputs, dropout=dropout)
-    if model_type == FT_TRANSFORMER:
+    if model_type == TRANSFORMER:
         return FtTransformer(numbers=numbers, codes=codes, outputs=outputs, dropout=dropout)
     return ResNet(model_type, numbers=numbers, codes=codes, outputs=outputs, dropout=dropout)
+
+
+def rows_together(model_type: str, width: int) -> int:
+    """That there is room for."""
+    numbers = HIDDEN * HELD["mlp"] + 2 * width if model_type == "mlp" else TOKEN * HELD[model_type] * (width + 1)
+    return max(1, ROOM // (4 * numbers))
 
 
 class Mlp(nn.Module):
@@ -100,9 +118,13 @@ class FtTransformer(nn.Module):
 
     def __init__(self, *, numbers: int, codes: list[int], outputs: int, dropout: float) -> None:
         super().__init__()
+        width = numbers + len(codes)
+        if width > MOST_TOKENS:
+            what = f"The columns come to {width:,} numbers, and {TRANSFORMER} holds each against each other: it takes {MOST_TOKENS:,} at most."
+            raise Failure("model_type_unfit", f"{what} Take gradient_boosting or mlp, or leave columns out.")
         self.numbers = numbers
         self.weight = nn.Parameter(_spread(numbers))
-        self.place = nn.Parameter(_spread(numbers + len(codes)))
+        self.place = nn.Parameter(_spread(width))
         self.gathering = nn.Parameter(_spread(1))
         self.embedding = nn.Embedding(sum(codes), TOKEN)  # one for all categories: a file with one for each of thousands takes minutes to write
         first = torch.tensor([0, *codes]).cumsum(0)[: len(codes)]
@@ -116,14 +138,14 @@ class FtTransformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         codes = x[:, self.numbers :].long() + self.first
         features = torch.cat([x[:, : self.numbers, None] * self.weight, self.embedding(codes)], dim=1) + self.place
-        tokens = torch.cat([self.gathering.expand(len(x), 1, TOKEN), features], dim=1)  # [rows, 1 + features, TOKEN]
+        tokens = torch.cat([self.gathering.expand(x.shape[0], 1, TOKEN), features], dim=1)  # [rows, 1 + features, TOKEN]
         for layer in self.layers:
             tokens = layer(tokens[:, :1] if layer is self.layers[-1] else tokens, tokens)  # nothing else is asked of the last one
         return self.head(tokens[:, 0])
 
 
 class Layer(nn.Module):
-    """Attention and a gated layer, each with its norm before it. What is dropped out is nothing of the attention's own, which then never holds a number for each pair of features."""
+    """Attention and a gated layer, each with its norm before it. Of the attention's own shares none is dropped out: there would have to be one for each pair."""
 
     def __init__(self, *, dropout: float) -> None:
         super().__init__()
@@ -138,7 +160,9 @@ class Layer(nn.Module):
         tokens = self.before(tokens)
         query = self.query(tokens[:, : some.shape[1]])
         key, value = self.key_value(tokens).chunk(2, dim=2)
-        found = functional.scaled_dot_product_attention(_heads(query), _heads(key), _heads(value))
+        together = ASKING if torch.compiler.is_exporting() else query.shape[1]
+        looks = [functional.scaled_dot_product_attention(part, _heads(key), _heads(value)) for part in _heads(query).split(together, dim=2)]
+        found = torch.cat(looks, dim=2)
         some = some + self.dropout(self.looked(found.transpose(1, 2).flatten(2)))
         gate, passed = self.gates(self.between(some)).chunk(2, dim=2)
         return some + self.dropout(self.narrow(self.dropout(torch.relu(gate) * passed)))

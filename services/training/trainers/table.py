@@ -39,7 +39,7 @@ KEEP_EVERY = 10.0
 LOOKED_AT = 4096
 """Rows that go through a network at once when nothing is learned."""
 TRIED = 1_000
-"""Rows on which the saved model is compared with the trained one, and on which features are shuffled."""
+"""Rows on which the saved model is compared with the trained one, and on which features are shuffled, at most."""
 SAMPLED = 2_048
 """Rows that gradient boosting learned from, on which it is measured after each round: to measure all of them would take a good part of the round's own time."""
 SHUFFLING = 10.0
@@ -70,6 +70,7 @@ class Model(Protocol):
     """What is learned, and how."""
 
     notes: list[str]
+    tried: int
 
     @property
     def steps_per_epoch(self) -> int: ...
@@ -191,7 +192,7 @@ class Run:
         folder = Path(self.spec.folder, "artifacts")
         folder.mkdir(exist_ok=True)
         original = self.wishes.unless_stopped(lambda: self.model.save(folder))
-        tried = self.table.x[self.table.held_out[:TRIED]]
+        tried = self.table.x[self.table.held_out[: self.model.tried]]
         verified = portable.verified(folder / portable.MODEL, tried, self.model.answer(tried), threads=self.spec.threads)
         metrics, preparation = self.metrics(), self.table.preparation
         summary = self.summary(metrics, verified)
@@ -302,8 +303,9 @@ class Network:
         self.steps_per_epoch = max(1, rows // self.batch if rows % self.batch < self.fewest else math.ceil(rows / self.batch))
         self.parameters = sum(parameter.numel() for parameter in self.network.parameters())
         self.notes = [] if self.batch == fit.batch_size else [f"{fit.model_type} learns from {self.batch} rows at once at least."]
-        self.micro = self.batch + self.fewest
-        self.looked_at = LOOKED_AT
+        room = networks.rows_together(fit.model_type, known.preparation.width)
+        self.micro = self.batch + self.fewest if self.fewest > 1 else min(self.batch + 1, room)  # another part of a batch has another norm
+        self.looked_at, self.tried = min(LOOKED_AT, room), min(TRIED, room)
         self.nth = 0
         """Steps of this epoch that are done."""
         self.sums = {"loss": 0.0, "weight": 0.0, "right": 0.0, "rows": 0.0}
@@ -430,7 +432,7 @@ class Network:
 
     def important(self, run: Run) -> dict[str, float]:
         """How much worse it does on held-out rows when a feature's values are dealt to the wrong rows."""
-        rows = self.known.held_out[:TRIED]
+        rows = self.known.held_out[: self.tried]
         score = "accuracy" if self.known.classes else "r2"
         x, columns = self.known.x[rows], np.array(self.known.preparation.columns)
         as_it_is = run.judged(self.answer(x), rows)[score]
@@ -481,6 +483,7 @@ class Boosting:
 
     importance = "gain"
     steps_per_epoch = 1
+    tried = TRIED
 
     def __init__(self, run: Run) -> None:
         try:

@@ -34,6 +34,7 @@ TOLD_BY_CONTENT = frozenset({"application/json", "application/jsonl", "text/csv"
 TOLD_BY_NAME = frozenset({"csv", "tsv", "txt", "json", "jsonl", "ndjson"})
 """Of what isn't text as the platform writes it: a table in another encoding. Whoever reads it finds out."""
 BINARY = "application/octet-stream"
+INSTEAD = "send a table (CSV, JSON, Parquet), or a ZIP of one or of images"
 KIND = "dataset"
 """Of a file, beside finetuneflow's two."""
 _LONGEST = {"name": 200, "description": 10_000, "dataset_type": 50, "target": 200}
@@ -109,7 +110,7 @@ async def upload_dataset(
     `dataset_type` classification or regression decides what is learned; anything else leaves that to the target.
     """
     about, dataset_id = origin(request), new_id(request)
-    limits = Limits(file_mb=settings.max_dataset_mb, total_mb=settings.max_dataset_mb, accepted=TOLD_BY_CONTENT | {BINARY}, files_field="file")
+    limits = Limits(file_mb=settings.max_dataset_mb, total_mb=settings.max_dataset_mb, accepted=TOLD_BY_CONTENT | {BINARY}, files_field="file", instead=INSTEAD)
     form = await uploads.receive(request, storage, limits=limits, new_key=lambda: f"{about.tenant}/{dataset_id}/{_fresh()}")
     try:
         command = _command(form, dataset_id)
@@ -175,7 +176,7 @@ def _command(form: Form, dataset_id: str) -> CreateDataset:
     if not name:
         raise Refused(422, "name: must not be empty", field="name")
     if uploaded.mime_type == BINARY and uploaded.filename.rpartition(".")[2].lower() not in TOLD_BY_NAME:
-        raise uploads.unsupported(uploaded.filename, uploaded.mime_type, field="file")
+        raise uploads.unsupported(uploaded.filename, uploaded.mime_type, field="file", instead=INSTEAD)
     base = uuid.UUID(dataset_id)
     file = File(
         file_id=str(uuid.uuid5(base, "file")),

@@ -36,6 +36,7 @@ MOST_JSON = 16 * MB
 IMAGE_MB, IMAGES_MB = 16, 64
 IMAGES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp", "image/bmp", "image/tiff", "application/octet-stream"})
 """Who decodes an image finds out what it is."""
+INSTEAD = "send images (PNG, JPEG, GIF, WEBP, BMP, TIFF); rows of a table are JSON"
 GRACE = 0.5
 BREATH = 0.1
 """Seconds until another one is asked where the first is busy, or nobody there."""
@@ -210,7 +211,7 @@ async def _body(request: AnyRequest) -> bytes:
 
 
 async def _of_files(request: AnyRequest, storage: Storage, question: Question) -> tuple[Question, list[str]]:
-    limits = Limits(file_mb=IMAGE_MB, total_mb=IMAGES_MB, accepted=IMAGES, files_field="file")
+    limits = Limits(file_mb=IMAGE_MB, total_mb=IMAGES_MB, accepted=IMAGES, files_field="file", instead=INSTEAD)
     form = await uploads.receive(request, storage, limits=limits, new_key=lambda: f"{question.folder}/{_fresh()}")
     if not form.files:
         raise Refused(422, "file: at least one image is required", field="file")

@@ -141,11 +141,11 @@ async def start_training(
         dataset_id=str(data.dataset_id), job_id=job_id, fit=fit, request=asked, starter=starter(request, settings, "deep-learning-platform", most=CONCURRENT)
     )
     outcome = await commands.run(command, origin=origin(request, place=place))
-    created = await as_asked(log, place, job_id, asked)
+    created, at = await as_asked(log, place, job_id, asked)
     queued = TrainingQueued(
         job_id=job_id,
         status="queued",
-        created_at=stamp(outcome.events[-1].at if outcome.events else datetime.now(UTC)),
+        created_at=stamp(at),
         estimated_time=await _estimate(request, db, fit, row),
         model_type=fit.model_type,
         hyperparameters=HYPERPARAMETERS.echoed(created.spec, data.hyperparameters),
@@ -228,6 +228,8 @@ _SECONDS_A_ROW = {"gradient_boosting": 2e-6, "mlp": 4e-5, "resnet18": 1e-3, "res
 _IMAGE = 0.1
 _BESIDES = 8.0
 """Seconds in which a run begins and saves its model, likewise."""
+_FAR = 20
+"""Times as many rows: what an epoch costs whatever it holds is most of a small run, which says nothing of one so much larger."""
 _HISTORY = "history.json"
 _MONITORED = {"val_f1_score": "val_f1"}
 """As it is called where it is told."""
@@ -272,8 +274,11 @@ async def _estimate(request: AnyRequest, db: asyncpg.Pool, fit: Fit, row: datase
     rows = 0
     if row:
         rows = msgspec.json.decode(row.result)["valid"] if row.status == "ready" else row.size / _BYTES_A_ROW[images]
-    known = await models.pace(db, tenants(request), fit.model_type)
-    each, besides = known or (_SECONDS_A_ROW.get(fit.model_type, _IMAGE), _BESIDES)
+    usual = _SECONDS_A_ROW.get(fit.model_type, _IMAGE)
+    if known := await models.pace(db, tenants(request), fit.model_type, rows=rows):
+        each, besides = known.each if rows <= _FAR * known.rows else min(known.each, usual), known.besides
+    else:
+        each, besides = usual, _BESIDES
     return max(1, math.ceil(rows * fit.epochs * each + besides))
 
 
@@ -311,7 +316,7 @@ def _status(row: FitRow, now: datetime) -> TrainingStatus:
     spec: dict[str, Any] = msgspec.json.decode(row.spec)
     steps: dict[str, float | None] = msgspec.json.decode(row.metrics)
     evaluated: dict[str, float | None] = msgspec.json.decode(row.evaluation)
-    told = {name: value for name, value in (evaluated or steps).items() if name not in _NO_METRICS}
+    told = {_CALLED.get(name, name): value for name, value in (evaluated or steps).items() if name not in _NO_METRICS}
     running = row.status is Status.RUNNING
     epoch, epochs = int(evaluated.get("epoch") or steps.get("epoch") or 0), math.ceil(spec.get("epochs") or spec.get("num_epochs") or 0)
     behind = min(99, 100 * epoch // epochs) if running and epochs else 0
@@ -333,7 +338,9 @@ def _status(row: FitRow, now: datetime) -> TrainingStatus:
     )
 
 
-_NO_METRICS = ("epoch", "learning_rate", "grad_norm", "tokens_per_second", "tokens", "memory")
+_NO_METRICS = ("epoch", "learning_rate", "grad_norm", "tokens_per_second", "tokens", "memory", "memory_gb")
+_CALLED = {"train_loss": "loss"}
+"""Before the first epoch is over, as it is called from then on."""
 
 
 def _told(history: list[dict[str, float | None]]) -> list[str]:

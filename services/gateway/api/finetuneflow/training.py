@@ -139,7 +139,7 @@ async def start_training(
         starter=starter(request, settings, "finetuneflow"),
     )
     outcome = await commands.run(command, origin=origin(request))
-    created = await as_asked(log, tenant(request), job_id, request_)
+    created, _ = await as_asked(log, tenant(request), job_id, request_)
     return answered(outcome, _queued(created, data.hyperparams), status=202)
 
 
