@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from .children import Child, Children, Gone
+from .children import Child, Children, Gone, frugal
 from .images import Pixels, Preparation
 from .reading import Wrong
 
 log = logging.getLogger(__name__)
 
-ENTRY = "services.training.runner.looking:run"
+ENTRY, PRELOAD = "services.training.runner.looking:run", ("services.training.runner.looking",)
 NAME = "image-decoder"
 """What the kernel calls the process: whatever is forked from a forkserver has the same command line."""
 PATIENCE = 20.0
@@ -43,8 +43,11 @@ class Blind(Exception):
 
 
 class Eyes:
-    def __init__(self, children: Children) -> None:
-        self._children = children
+    """Whose processes are not those that train: PyTorch takes many seconds until anything can be forked from it."""
+
+    def __init__(self) -> None:
+        self.children = Children(entry=ENTRY, preload=PRELOAD, environ=frugal(1) | {"CUDA_VISIBLE_DEVICES": ""})
+        self._is_open = False
         self._turn = asyncio.Lock()
         self._child: Child | None = None
 
@@ -70,8 +73,10 @@ class Eyes:
             raise Wrong(seen.wrong, "", seen.message)
         return np.frombuffer(seen.pixels, dtype=np.uint8).reshape(len(items), preparation.size, preparation.size, 3)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self._end()
+        if self._is_open:
+            await self.children.close()
 
     async def _look(self, shown: Shown) -> Seen:
         """An image whose decoder ended may have nothing to do with it: whatever kills processes for want of memory begins with ours."""
@@ -108,8 +113,11 @@ class Eyes:
         if self._child and self._child.ended.is_set():
             self._end()
         if self._child is None:
+            if not self._is_open:
+                self._is_open = True
+                self.children.open()
             try:
-                self._child = await self._children.start(None, entry=ENTRY, environ={"CUDA_VISIBLE_DEVICES": ""}, offline=True)
+                self._child = await self.children.start(None, offline=True)
             except (Gone, OSError) as error:
                 raise Blind(f"no process to decode images: {error}") from error
             self._reader, self._writer = await asyncio.open_unix_connection(sock=self._child.sock)

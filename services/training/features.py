@@ -242,14 +242,14 @@ def _moment(value: Any, feature: str) -> Any:
 
 
 def words(values: Iterable[Any]) -> list[str | None]:
-    """Categories by name; 1, 1.0 and "1" are one."""
+    """Categories by name, without blanks around it, as they are read from a table; 1, 1.0 and "1" are one."""
     return [None if value is None or value == "" or (isinstance(value, float) and math.isnan(value)) else _word(value) for value in values]
 
 
 def _word(value: Any) -> str:
     match value:
         case str():
-            return value
+            return value.strip()
         case bool() | np.bool_():
             return "true" if bool(value) else "false"
         case _:

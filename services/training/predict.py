@@ -44,7 +44,7 @@ T = TypeVar("T")
 class Predictions:
     def __init__(self, place: Place, settings: Training) -> None:
         self._storage = place.storage
-        self._eyes = Eyes(place.children)
+        self._eyes = Eyes()
         self.sessions = Sessions(place.storage, budget=settings.predict_memory_mb * MB)
         self._threads = ThreadPoolExecutor(settings.predict_threads, thread_name_prefix="predict")
         self._together = Together()
@@ -66,7 +66,7 @@ class Predictions:
                 task.cancel()
             await asyncio.gather(*self._answering, return_exceptions=True)
             await self.sessions.close()
-            self._eyes.close()
+            await self._eyes.close()
             self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _begin(self, msg: Msg) -> None:

@@ -228,5 +228,5 @@ class _Categories:
         self._codes = {word: float(code) for code, word in enumerate(feature.categories, 1)}
 
     def __call__(self, value: Any) -> float:
-        word = value if isinstance(value, str) else features.words([value])[0]
+        word = value.strip() if isinstance(value, str) else features.words([value])[0]
         return self._codes.get(word, 0.0) if word else 0.0

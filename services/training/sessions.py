@@ -30,6 +30,8 @@ OWN = 512 * 1024
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 """Of operators. Others may be anybody's code, or read files."""
 TRIES = 3
+TOGETHER = 0.25
+"""Seconds that the rows of a table may take which go through a model together: what takes long also takes much memory."""
 _CHUNK = 4 * 1024 * 1024
 
 
@@ -61,6 +63,8 @@ class Loaded:
             self._shape = (1, 3, prepared.size, prepared.size)
 
     def answer(self, x: NDArray[np.float32], *, probabilities: bool) -> list[Prediction]:
+        if self.reader and len(x) * self.seconds > TOGETHER:
+            return said(self._target, self._in_parts(x), probabilities=probabilities)
         return said(self._target, self._run(x), probabilities=probabilities)
 
     def prove(self) -> None:
@@ -74,6 +78,10 @@ class Loaded:
         wanted = max(1, len(self._target.classes))
         if output[0].shape != (1, wanted):
             raise Unusable(f"it answers in the shape {output[0].shape} where preprocess.json has {wanted} outputs")
+
+    def _in_parts(self, x: NDArray[np.float32]) -> NDArray[Any]:
+        few = max(1, int(TOGETHER / self.seconds))
+        return np.concatenate([self._run(x[first : first + few]) for first in range(0, len(x), few)])
 
     def _timed(self, x: NDArray[np.float32]) -> tuple[NDArray[Any], float]:
         began = time.perf_counter()

@@ -40,9 +40,10 @@ ENVIRON = {
     "TRAINYARD_PRICES": "finetuneflow=7",
     "TRAINYARD_NEW_USER_CREDITS": "150",
     "TRAINYARD_RATE_LIMITS": "0",
+    "TRAINYARD_SMOKE": "true",
     **EGRESS,
 }
-"""Who trains has an account, pays for each run, and may run out of credits."""
+"""Who trains has an account, pays for each run, and may run out of credits. Networks are tiny."""
 
 
 @dataclass
@@ -75,7 +76,7 @@ class Outcome:
 
 
 async def campaign(platform: Platform, *, seed: int, seconds: float) -> Outcome:
-    """Most people share a workspace; another's is there so that nothing of one can show in the other: there models are fitted to tables. Webhooks follow both."""
+    """Most people share a workspace; another's is there so that nothing of one can show in the other: there models are fitted to tables and to images. Webhooks follow both."""
     trains = bool(platform.training)
     async with client() as http, hooks() as following:
         ours, theirs = await _account(platform.urls[0]) if trains else {}, await _account(platform.urls[0])

@@ -1,6 +1,7 @@
 """People at work: commands and uploads at a steady pace, on either gateway, sent again until somebody answers; all of it on record."""
 
 import asyncio
+import base64
 import hashlib
 import json
 import random
@@ -13,10 +14,15 @@ from typing import Any
 import httpx
 
 from libs.tiny import BASE
+from tests.kit.datasets import classes, zipped
 from tests.kit.eventually import eventually
 from tests.kit.record import Op
 
 RETRIED = (500, 502, 503, 504)
+IMAGES = classes("red", "blue", each=12)
+IMAGE = IMAGES["red/1.png"]
+LOOKS = 5
+"""At runs, for one that has come to a model."""
 
 
 @dataclass
@@ -70,7 +76,6 @@ class Load:
         """Data sets, by whose they are."""
         self._predicted: dict[str, Any] = {}
         """What a model said first."""
-        self._pictures = images(self.rng) if fits else {}
         self._name = 0
         self._names = names
 
@@ -79,9 +84,9 @@ class Load:
         await asyncio.gather(*(self._person(rng) for rng in self._rngs))
 
     async def furnish(self, *, patience: float = 60) -> None:
-        """A model for each of those who fit, so that there is something to predict with from the beginning."""
-        for rng in self._rngs if self._fits else []:
-            await self.upload_data_set(rng, [])
+        """A model for each of those who fit, so that there is something to predict with from the beginning: of a table, of images."""
+        for n, rng in enumerate(self._rngs if self._fits else []):
+            await self.upload_data_set(rng, [], images=n % 2)
             await self.fit(rng, [], regret=0)
 
         async def look() -> bool:
@@ -253,17 +258,15 @@ class Load:
             project = rng.choice(trained)
             await self._send(rng, self._new("export", "POST", f"/projects/{project.id}/export", project.id, key=self._fresh("key")))
 
-    async def upload_data_set(self, rng: random.Random, mine: list[Mine], *, images: bool | None = None) -> None:
-        """A table, or images: each time the same but for one, since they take long to draw."""
-        if images is None:
-            images = self._fits and rng.random() < 0.3
-        name = self._fresh("row")
-        content = zipped({**self._pictures, "red/own.png": picture(color=(250, *name.encode()[-2:]))}) if images else table(rng, name)
-        file = ("images.zip", content, "application/zip") if images else ("table.csv", content, "text/csv")
+    async def upload_data_set(self, rng: random.Random, mine: list[Mine], *, images: float = 0.3) -> None:
+        """A table, or, this often, images."""
+        name, are_images = self._fresh("row"), rng.random() < images
+        content = zipped({**IMAGES, f"red/{name}.png": IMAGE}) if are_images else table(rng, name)
+        file = ("images.zip", content, "application/zip") if are_images else ("table.csv", content, "text/csv")
         op = self._new("upload_data_set", "POST", "/datasets/upload", hashlib.sha256(content).hexdigest(), key=self._fresh("key"))
         await self._send(rng, op, files={"file": file}, data={"name": self._fresh("data")})
         if op.accepted:
-            self._brought[rng].append(Brought(op.answer["id"], images))
+            self._brought[rng].append(Brought(op.answer["id"], are_images))
 
     async def fit(self, rng: random.Random, mine: list[Mine], *, regret: float = 0.25) -> None:
         """Also while it is still being prepared. Short, and a quarter of them are regretted."""
@@ -290,7 +293,7 @@ class Load:
             return
         op = self._new("predict", "POST", f"/models/{model}/predict", "")
         images = any(data_set.images for data_set in self._brought[rng] if model in data_set.fits)
-        inputs = [base64.b64encode(self._pictures["red/0.png"]).decode()] if images else [[1.5, "red"], [-1.5, "blue"], [None, "grey"]]
+        inputs = [base64.b64encode(IMAGE).decode()] if images else [[1.5, "red"], [-1.5, "blue"], [None, "grey"]]
         op.body = {"inputs": inputs, "probabilities": True}
         await self._send(rng, op)
         if op.accepted and (first := self._predicted.setdefault(model, op.answer)) != op.answer:
@@ -305,10 +308,11 @@ class Load:
 
     async def _model(self, rng: random.Random) -> str:
         """Of a run that has come to one."""
-        if not (fits := [fit for data_set in self._brought[rng] for fit in data_set.fits]):
-            return ""
-        seen = await self._get(rng, f"/training/status/{rng.choice(fits)}")
-        return seen.get("model_id") or "" if seen else ""
+        fits = [fit for data_set in self._brought[rng] for fit in data_set.fits]
+        for fit in rng.sample(fits, min(LOOKS, len(fits))):
+            if (seen := await self._get(rng, f"/training/status/{fit}")) and (model := seen.get("model_id")):
+                return model
+        return ""
 
     async def delete_data_set(self, rng: random.Random, mine: list[Mine]) -> None:
         """Its models stay; its person has no use for them any more."""

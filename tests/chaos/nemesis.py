@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from infra.embedded import Process
 from tests.kit.eventually import eventually
 from tests.kit.platform import Platform
-from tests.kit.processes import backends, children, forkservers, trainers
+from tests.kit.processes import backends, children, decoders, forkservers, trainers
 from tests.kit.servers import revive
 
 TARGETS = {"projecting": 5, "other": 4, "datasets": 4, "nats": 3, "postgres": 2, "backend": 2, "s3": 3}
 """How often each is chosen."""
-OF_TRAINING = {"training": 2, "forkserver": 1, "child": 3, "export": 2}
+OF_TRAINING = {"training": 2, "forkserver": 1, "child": 3, "decoder": 1, "export": 2}
 """Besides, on a platform that trains."""
-ALONE = ("backend", "forkserver", "child")
+ALONE = ("backend", "forkserver", "child", "decoder")
 """Processes that somebody of ours starts again."""
 
 
@@ -101,7 +101,7 @@ class Nemesis:
     def _loners(self, target: str) -> list[int]:
         if target == "backend":
             return backends(self._platform.servers["postgres"].pid or 0)
-        find = forkservers if target == "forkserver" else trainers
+        find = {"forkserver": forkservers, "child": trainers, "decoder": decoders}[target]
         return [pid for service in self._platform.training for pid in find(service.pid or 0)]
 
     async def _kill(self, process: Process, fault: Fault) -> None:

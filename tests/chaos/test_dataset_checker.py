@@ -12,16 +12,17 @@ from uuid import uuid4
 import polars as pl
 import pytest
 
-from tests.kit import checker
+from tests.kit import checker, looks
 from tests.kit import dataset_checker as datasets
 from tests.kit.evidence import Evidence, Fact, Stored
 from tests.kit.trained import lines, trained
 
 DATA, OTHER, PREPARES, PREPARES_OTHER, FIT, SECOND = "data-1", "data-2", "prepares-1", "prepares-2", "fit-1", "fit-2"
+IMAGES, PREPARES_IMAGES = "data-3", "prepares-3"
 
 
 def sound() -> Evidence:
-    """Two data sets, of which one has been fitted twice and the other is deleted while it is prepared; one of the two models is deleted."""
+    """Three data sets: one has been fitted twice, one is deleted while it is prepared, and one is of images; one of the two models is deleted."""
     book = Book()
     book.data_set(DATA, PREPARES)
     snapshot = book.prepared(PREPARES)
@@ -35,6 +36,8 @@ def sound() -> Evidence:
     book.say("dataset.deleted", dataset_id=OTHER, job_id=PREPARES_OTHER)
     book.say("preparation.cancelled", job_id=PREPARES_OTHER)
     del book.objects[book.sources[OTHER]["key"]]
+    book.data_set(IMAGES, PREPARES_IMAGES)
+    book.prepared_images(PREPARES_IMAGES)
     evidence = trained()
     evidence.facts, evidence.objects = book.facts, book.objects
     return evidence
@@ -64,6 +67,12 @@ class Book:
         promised = {"parts": 1, "rows": 3, "valid": 2, "refused": {"ragged": 1}, "columns": 3, "contents": "table"}
         self.say("preparation.completed", job_id=job, snapshot=snapshot, **promised)
         return snapshot
+
+    def prepared_images(self, job: str) -> None:
+        columns = [{"index": 0, "name": "image", "role": "feature"}, {"index": 1, "name": "label", "role": "target"}]
+        self.say("preparation.produced", job_id=job, part=1, content=self.put(job, lines(columns)), rows=2, valid=2)
+        promised = {"parts": 1, "rows": 2, "valid": 2, "columns": 2, "contents": "image"}
+        self.say("preparation.completed", job_id=job, snapshot=self.put(job, looks.archive(looks.squares(each=1))), **promised)
 
     def fit(self, job: str, snapshot: dict[str, Any]) -> None:
         batch = str(uuid4())
@@ -142,6 +151,17 @@ def a_table_with_an_ignored_column(evidence: Evidence) -> None:
 
 def a_data_set_without_its_table(evidence: Evidence) -> None:
     found(evidence, "preparation.completed", job_id=PREPARES).data["snapshot"] = None
+
+
+def an_image_that_is_missing(evidence: Evidence) -> None:
+    images = looks.squares(each=1)
+    manifest = "".join(json.dumps({"file": name, "label": label}) + "\n" for name, (label, _) in images.items())
+    images.popitem()
+    stored(evidence, found(evidence, "preparation.completed", job_id=PREPARES_IMAGES).data["snapshot"], looks.archive(images, lines=manifest))
+
+
+def an_image_too_many(evidence: Evidence) -> None:
+    stored(evidence, found(evidence, "preparation.completed", job_id=PREPARES_IMAGES).data["snapshot"], looks.archive(looks.squares(each=2)))
 
 
 def refused_rows_that_do_not_add_up(evidence: Evidence) -> None:
@@ -244,6 +264,8 @@ BUGS: dict[checker.Invariant, list[Callable[[Evidence], None]]] = {
         a_part_of_columns_that_is_missing,
         a_table_without_a_row,
         a_table_with_an_ignored_column,
+        an_image_that_is_missing,
+        an_image_too_many,
         a_data_set_without_its_table,
         refused_rows_that_do_not_add_up,
     ],

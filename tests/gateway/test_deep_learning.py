@@ -1,6 +1,7 @@
 """A client of the deep-learning-platform document: from its data set to its model; the facts of the services that do the work are the test's."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
@@ -32,9 +33,12 @@ from libs.events import (
 )
 from libs.events.log import EventLog, Write
 from libs.storage import Storage
+from services.gateway.accounts import WrongCredentials
 from services.gateway.api.deep_learning.errors import dress
-from services.gateway.api.problems import problem
-from services.gateway.domain.errors import TooManyActiveJobs
+from services.gateway.api.deep_learning.words import stamp
+from services.gateway.api.problems import Refused, problem
+from services.gateway.domain.errors import NotFound, RoleMissing, TooManyActiveJobs
+from services.gateway.tokens import Bad
 from services.gateway.views.natural import natural
 from tests.kit.eventually import eventually
 from tests.kit.gateway import stored
@@ -220,6 +224,7 @@ async def test_what_can_be_no_data_set_is_refused_with_the_field_and_leaves_noth
 
     assert refused["error"] == "validation_error"
     assert refused["details"][0]["field"] == field
+    assert "unsupported" not in refused["message"] or "CSV, JSON, Parquet" in refused["message"]
     assert await commanded(log, after=last) == []
     assert set(stored(servers, "local")) <= set(objects)
 
@@ -289,6 +294,48 @@ async def test_how_long_a_run_takes_is_told_by_what_those_before_it_took(api: ht
 
     assert unknown["estimated_time"] > 5
     assert 5 <= known["estimated_time"] <= 25  # 0.1 seconds an epoch
+
+
+async def test_a_small_run_says_little_of_how_long_a_much_larger_one_takes(api: httpx.AsyncClient, upload: Uploading, work: Work):
+    small, large = await upload(), await upload()
+    await work.prepare(small["job_id"])
+    await work.prepare(large["job_id"], rows=1_000_000)
+    for dataset in (small, large):
+        await eventually(lambda dataset=dataset: shown(api, dataset["id"], "ready"))
+    run = await started(api, small, model_type="resnet34", hyperparameters={"epochs": 1})
+    await work.fit(run["job_id"], epochs=1)
+    await eventually(lambda: completed(api, run["job_id"]))
+
+    told = await started(api, large, model_type="resnet34", hyperparameters={"epochs": 1})
+
+    assert 1_000 <= told["estimated_time"] <= 10_000  # 50,000 at the pace of two rows that took 0.1 seconds
+
+
+async def test_a_start_that_is_sent_again_is_answered_as_it_was(api: httpx.AsyncClient, ready: dict[str, Any], work: Work):
+    key = {"Idempotency-Key": str(uuid4())}
+    body = {"dataset_id": ready["id"], **DOCUMENT}
+    first = (await api.post("/training/start", json=body, headers=key)).json()
+    await eventually(lambda: stamp(datetime.now(UTC)) > first["created_at"])
+
+    again = (await api.post("/training/start", json=body, headers=key)).json()
+
+    assert {**again, "estimated_time": 0} == {**first, "estimated_time": 0}
+
+
+async def test_before_its_first_epoch_is_over_a_run_tells_its_loss_under_the_same_name(api: httpx.AsyncClient, ready: dict[str, Any], work: Work):
+    run = await started(api, ready)
+    snapshot = await work.fitting(run["job_id"])
+    metrics: dict[str, float | None] = {"train_loss": 0.7, "learning_rate": 1e-3, "memory_gb": 0.5, "tokens_per_second": 10.0}
+    await work.say(
+        PreparationCompleted(job_id=run["job_id"], parts=0, rows=2, valid=2, snapshot=snapshot),
+        TrainingStarted(job_id=run["job_id"], attempt=1, device="cpu"),
+        TrainingProgressed(job_id=run["job_id"], attempt=1, step=1, total_steps=1000, epoch=0.1, metrics=metrics),
+    )
+
+    async def told() -> Any:
+        return (await api.get(f"/training/status/{run['job_id']}")).json()["metrics"]
+
+    assert await eventually(told) == {"loss": 0.7}
 
 
 async def test_a_run_is_as_far_as_its_last_epoch_says(api: httpx.AsyncClient, ready: dict[str, Any], work: Work):
@@ -376,32 +423,35 @@ async def test_a_stopped_run_is_stopped_and_has_no_results(api: httpx.AsyncClien
 
 
 @pytest.mark.parametrize(
-    ("wrong", "field"),
+    ("wrong", "field", "why"),
     [
-        ({"model_type": "resnet49"}, "model_type"),
-        ({"model_type": "vit"}, "model_type"),
-        ({"hyperparameters": {"learning_rate": 1}}, "learning_rate"),
-        ({"hyperparameters": {"lr": 0}}, "lr"),
-        ({"hyperparameters": {"epochs": 0}}, "epochs"),
-        ({"hyperparameters": {"epochs": "many"}}, "epochs"),
-        ({"hyperparameters": {"batch_size": 2.5}}, "batch_size"),
-        ({"hyperparameters": {"optimizer": "magic"}}, "optimizer"),
-        ({"hyperparameters": {"epoch": 3}}, "epoch"),
-        ({"validation_split": 1}, "validation_split"),
-        ({"early_stopping": {"patience": 0}}, "early_stopping.patience"),
-        ({"early_stopping": {"monitor": "luck"}}, "early_stopping.monitor"),
-        ({"early_stopping": {"monitor": "val_mae"}}, "early_stopping.monitor"),
-        ({"dataset_id": "no id"}, "dataset_id"),
+        ({"model_type": "resnet49"}, "model_type", "must be one of gradient_boosting, mlp, ft_transformer, resnet18"),
+        ({"model_type": "vit"}, "model_type", "is for images"),
+        ({"model_type": "../etc/passwd"}, "model_type", "must be one of"),
+        ({"hyperparameters": {"learning_rate": 1}}, "learning_rate", "Must be between 0 and 1"),
+        ({"hyperparameters": {"lr": 0}}, "lr", "Must be between 0 and 1"),
+        ({"hyperparameters": {"epochs": 0}}, "epochs", "Must be between 1 and 10,000"),
+        ({"hyperparameters": {"epochs": "many"}}, "epochs", "Must be a whole number"),
+        ({"hyperparameters": {"batch_size": 2.5}}, "batch_size", "Must be a whole number"),
+        ({"hyperparameters": {"optimizer": "magic"}}, "optimizer", "adam, adamw, sgd, rmsprop"),
+        ({"hyperparameters": {"epoch": 3}}, "epoch", "did you mean epochs"),
+        ({"hyperparameters": [1]}, "hyperparameters", "Must be an object"),
+        ({"validation_split": 1}, "validation_split", "Must be less than 1"),
+        ({"early_stopping": {"patience": 0}}, "early_stopping.patience", "Must be at least 1"),
+        ({"early_stopping": {"monitor": "luck"}}, "early_stopping.monitor", "val_loss, val_accuracy"),
+        ({"early_stopping": {"monitor": "val_mae"}}, "early_stopping.monitor", "is not measured"),
+        ({"dataset_id": "no id"}, "dataset_id", "Invalid UUID"),
     ],
 )
 async def test_a_start_that_can_not_be_meant_is_refused_with_its_field(
-    api: httpx.AsyncClient, ready: dict[str, Any], log: EventLog, wrong: dict[str, Any], field: str
+    api: httpx.AsyncClient, ready: dict[str, Any], log: EventLog, wrong: dict[str, Any], field: str, why: str
 ):
     last = (await log.position()).last
     refused = await api.post("/training/start", json={"dataset_id": ready["id"], **DOCUMENT, **wrong})
 
     assert refused.status_code == 400, refused.text
-    assert refused.json()["details"][0]["field"] == field
+    (detail,) = refused.json()["details"]
+    assert (detail["field"], why in detail["message"]) == (field, True), refused.text
     assert await commanded(log, after=last) == []
 
 
@@ -479,6 +529,24 @@ async def test_of_a_run_that_has_ended_only_what_can_still_be_asked_for_takes_ro
 
 async def deleted(api: httpx.AsyncClient, id: str) -> bool:
     return (await api.delete(f"/datasets/{id}")).status_code == 204
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "word"),
+    [
+        (WrongCredentials(), 401, "unauthorized"),
+        (Bad(), 401, "unauthorized"),
+        (RoleMissing(role="viewer"), 403, "forbidden"),
+        (NotFound(what="Model", id="1"), 404, "not_found"),
+        (Refused(422, "page: wrong", field="page"), 400, "validation_error"),
+        (RuntimeError(), 500, "internal_error"),
+    ],
+    ids=["login", "token", "role", "unknown", "field", "fault"],
+)
+def test_a_refusal_has_the_documents_word_for_its_status(error: Exception, status: int, word: str):
+    answered, body = dress(problem(error))
+
+    assert (answered, body["error"]) == (status, word)
 
 
 def test_a_run_too_many_is_refused_in_the_documents_words_and_says_when_to_try_again():

@@ -293,7 +293,7 @@ async def test_progress_of_a_fit_tells_its_latest_epoch_as_its_status_does(yard:
     def metrics(n: int) -> dict[str, float | None]:
         return {name: value for name, value in epochs[n - 1].items() if name != "epoch"}
 
-    assert first[0] == {"job_id": fit, "progress": 10, "current_epoch": 1, "total_epochs": 10, "metrics": {"train_loss": 0.5}}
+    assert first[0] == {"job_id": fit, "progress": 10, "current_epoch": 1, "total_epochs": 10, "metrics": {"train_loss": 0.5, "loss": 0.5}}
     assert first[2] == {"job_id": fit, "progress": 30, "current_epoch": 2, "total_epochs": 10, "metrics": {"train_loss": 0.5, **metrics(2)}}
     assert first[3] == {"job_id": fit, "progress": 100, "current_epoch": 3, "total_epochs": 10, "metrics": {"train_loss": 0.4, **metrics(3)}}
     assert again == first

@@ -1,6 +1,8 @@
 """The invariants of data sets, of the runs that fit models to them, and of those models, proved like all others: from the JSON of the facts, and from the bytes that they refer to."""
 
 import io
+import json
+import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -10,9 +12,11 @@ import polars as pl
 from tests.kit.evidence import Evidence, Fact
 from tests.kit.run_checker import ends
 
+MANIFEST = "manifest.jsonl"
+
 
 def data_sets_are_whole(evidence: Evidence) -> Iterator[str]:
-    """What a data set was prepared to describes each of its columns once, and is the table that it promises: these rows, the features and the target."""
+    """What a data set was prepared to describes each of its columns once, and is what it promises: a table of these rows, the features and the target, or so many images with their labels."""
     parts: dict[str, list[Fact]] = defaultdict(list)
     for fact in evidence.facts:
         if fact.type == "preparation.produced":
@@ -38,10 +42,23 @@ def _wrong_with_prepared(evidence: Evidence, completed: dict[str, Any], parts: l
     if [column["index"] for column in told] != list(range(completed["columns"])):
         yield f"{completed['columns']} columns were promised, it describes {[column['index'] for column in told]}"
     learned = {column["name"] for column in told if column["role"] != "ignored"}
-    if completed["contents"] == "table" and stored.sha256 == snapshot["sha256"]:
+    if stored.sha256 != snapshot["sha256"]:
+        return  # likewise
+    if completed["contents"] == "image":
+        yield from _wrong_with_images(stored.content, completed["valid"])
+    else:
         table = pl.read_parquet(io.BytesIO(stored.content))
         if table.height != completed["valid"] or set(table.columns) != learned:
             yield f"its table has {table.height} rows of {sorted(table.columns)}, {completed['valid']} of {sorted(learned)} were promised"
+
+
+def _wrong_with_images(content: bytes, valid: int) -> Iterator[str]:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        labels = {line["file"]: line["label"] for line in map(json.loads, archive.read(MANIFEST).splitlines())}
+        if sorted([*labels, MANIFEST]) != sorted(archive.namelist()) or len(labels) != valid or not all(labels.values()):
+            yield f"its archive has {len(archive.namelist()) - 1} images and {len(labels)} labels, {valid} were promised"
+        if damaged := archive.testzip():
+            yield f"{damaged} in its archive is damaged"
 
 
 def fits_learn_from_their_data_set(evidence: Evidence) -> Iterator[str]:

@@ -24,7 +24,6 @@ from libs.storage import Missing, Storage
 from services.gateway.api.deep_learning.predict import Patience, asked
 from services.gateway.questions import Questions
 from services.training import features
-from services.training.children import Children
 from services.training.eyes import Eyes, Shown
 from services.training.features import Preparation, Target
 from services.training.frames import Completed
@@ -100,6 +99,17 @@ def test_a_category_that_was_never_seen_counts_as_unknown_and_is_told_once():
 
     assert reader.scaled([rows])[:, -1].tolist() == [0.0, 0.0, 0.0]
     assert list(rows.notes) == ["colour: 'mauve' is none of the values that the model has learned from; it counts as unknown"]
+
+
+def test_blanks_around_a_category_mean_as_little_as_they_did_in_the_table():
+    preparation = known()
+    reader = Reader(preparation)
+    blank, bare = {**ROWS[0], "colour": " red\n"}, {**ROWS[0], "colour": "red"}
+    rows = reader.read(raw(blank, bare))
+
+    np.testing.assert_array_equal(reader.scaled([rows])[0], reader.scaled([rows])[1])
+    np.testing.assert_array_equal(preparation.encode_rows([blank])[0], preparation.encode_rows([bare])[0])
+    assert not rows.notes
 
 
 @pytest.mark.parametrize(
@@ -565,28 +575,27 @@ async def test_images_are_decoded_again_after_their_decoder_was_killed(training:
 
 
 @pytest.fixture
-async def children() -> AsyncIterator[Children]:
-    children = Children(preload=("services.training.runner.looking",))
-    children.open()
-    yield children
-    await children.close()
+async def eyes() -> AsyncIterator[Eyes]:
+    eyes = Eyes()
+    yield eyes
+    await eyes.close()
 
 
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("victim", ["decoder", "forkserver"])
-async def test_an_image_has_no_part_in_it_when_its_decoder_is_killed_while_it_looks(children: Children, victim: str, count: int):
+async def test_an_image_has_no_part_in_it_when_its_decoder_is_killed_while_it_looks(eyes: Eyes, victim: str, count: int):
     """Nor when that has to be forked by another."""
-    eyes, images = Eyes(children), [kit.png((0, 0, 255))] * count
+    images = [kit.png((0, 0, 255))] * count
     expected = await eyes.look(kit.of_images(), images, are_json=False)
-    (decoder,) = psutil.Process(children.server_pid).children()
+    forkserver = psutil.Process(eyes.children.server_pid)
+    (decoder,) = forkserver.children()
     decoder.suspend()
     looking = asyncio.create_task(eyes.look(kit.of_images(), images, are_json=False))
     await asyncio.sleep(0)
 
-    kill(psutil.Process(children.server_pid) if victim == "forkserver" else decoder)
+    kill(forkserver if victim == "forkserver" else decoder)
 
     np.testing.assert_array_equal(await looking, expected)
-    eyes.close()
 
 
 async def test_an_image_is_nothing_for_a_table_and_a_row_nothing_for_images(
@@ -606,6 +615,24 @@ async def test_a_question_that_makes_no_sense_is_answered_too(training: Process,
         said = msgspec.json.decode((await nc.request(f"ask.{SUBJECT}", strange, timeout=10)).data, type=Answer)
         assert said.refusal
         assert said.refusal.code == "service"
+
+
+def test_many_rows_of_a_slow_model_go_through_it_in_parts_with_the_same_answers(monkeypatch: pytest.MonkeyPatch):
+    loaded = opened(kit.linear(), msgspec.json.encode(kit.preparation()), size=1)
+    x = np.random.default_rng(1).normal(size=(10, 4)).astype(np.float32)
+    together = loaded.answer(x, probabilities=True)
+    run, sizes = Loaded._run, list[int]()
+
+    def watched(loaded: Loaded, x: Any) -> Any:
+        sizes.append(len(x))
+        return run(loaded, x)
+
+    monkeypatch.setattr(Loaded, "_run", watched)
+    loaded.seconds = 0.06
+    in_parts = loaded.answer(x, probabilities=True)
+
+    assert sizes == [4, 4, 2]
+    assert in_parts == together
 
 
 # ---- what runs of ours leave

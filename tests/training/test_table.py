@@ -33,6 +33,7 @@ from tests.kit.finetunes import Told
 
 BOOSTED = {"model_type": "gradient_boosting", "learning_rate": 0.1, "epochs": 30}
 MLP = {"model_type": "mlp", "learning_rate": 0.003, "epochs": 4}
+TRANSFORMER = {"model_type": "ft_transformer", "learning_rate": 0.003, "epochs": 4}
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +43,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Told]:
     folder = tmp_path_factory.mktemp("runs")
     wanted = {
         "mlp": (fits.mixed(missing=0.1), MLP),
+        "transformer": (fits.mixed(missing=0.1), TRANSFORMER),
         "boosting": (fits.mixed(missing=0.1), BOOSTED),
         "two classes": (fits.mixed(classes=2), BOOSTED),
         "values": (fits.values(), BOOSTED),
     }
-    return {name: fits.train(fits.spec(folder / name.replace(" ", "-"), frame, **fit)) for name, (frame, fit) in wanted.items()}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(networks, "ASKING", 5)  # as in a wide table
+        return {name: fits.train(fits.spec(folder / name.replace(" ", "-"), frame, **fit)) for name, (frame, fit) in wanted.items()}
 
 
 def completed(told: Told) -> Completed:
@@ -264,7 +268,7 @@ def test_each_epoch_is_told_with_the_metrics_of_its_task(runs):
 
 
 def test_the_end_tells_the_metrics_of_the_epoch_that_is_kept_and_what_the_model_is(runs):
-    for name in ("mlp", "boosting"):
+    for name in ("mlp", "transformer", "boosting"):
         end, told = completed(runs[name]), runs[name].of(Evaluated)
         report, best = end.summary["report"], min(told, key=lambda frame: frame.metrics["val_loss"])
 
@@ -274,7 +278,7 @@ def test_the_end_tells_the_metrics_of_the_epoch_that_is_kept_and_what_the_model_
         assert report["classes"] == ["high", "low", "middle"]
         assert np.sum(report["confusion_matrix"]) == 48
         assert np.trace(report["confusion_matrix"]) / 48 == pytest.approx(end.metrics["val_accuracy"])
-        assert end.summary["architecture"] == {"input_shape": [{"mlp": 13, "boosting": 9}[name]], "output_classes": 3, "parameters": _parameters(end)}
+        assert end.summary["architecture"] == {"input_shape": [9 if name == "boosting" else 13], "output_classes": 3, "parameters": _parameters(end)}
         assert (end.summary["rows"], end.summary["epochs"]) == (240, len(told))
         assert [feature["name"] for feature in end.summary["schema"]] == ["size", "count", "colour", "old", "day"]
         assert end.summary["verified"]["largest_difference"] < 1e-4
@@ -289,7 +293,7 @@ def _parameters(end: Completed) -> int:
     return sum(tensor.numel() for tensor in load_file(end.artifacts["model.safetensors"]).values())
 
 
-@pytest.mark.parametrize("name", ["mlp", "boosting"])
+@pytest.mark.parametrize("name", ["mlp", "transformer", "boosting"])
 def test_what_says_the_label_is_important(runs, name):
     told = completed(runs[name]).summary["report"]["feature_importance"]
 
@@ -340,6 +344,16 @@ def test_many_small_steps_are_told_together_and_every_row_is_counted(tmp_path, m
     assert sum(frame.tokens for frame in told.of(Step)) == 2 * 192
 
 
+def test_where_a_network_takes_its_time_importance_is_measured_on_fewer_rows_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "SHUFFLING", 1e-9)
+    monkeypatch.setattr(table, "FEWEST_TRIED", 20)
+    monkeypatch.setattr(table.Run, "finish", lambda run: Completed(step=run.step, artifacts={}, summary={"of": run.model.important(run), "notes": run.notes}))
+
+    notes = completed(fits.train(fits.spec(tmp_path, fits.values(), epochs=1))).summary["notes"]
+
+    assert notes == ["The importance of the features is measured on 20 rows.", "There was no time to measure the importance of every feature."]
+
+
 # When it ends
 
 
@@ -373,9 +387,12 @@ def test_the_weights_that_are_saved_are_those_of_the_best_epoch(runs):
 # Kept, killed, cancelled
 
 
-@pytest.mark.parametrize(("fit", "file"), [(MLP, "model.safetensors"), (BOOSTED, "model.txt")], ids=["mlp", "boosting"])
-def test_a_run_goes_on_from_any_checkpoint_as_if_nothing_had_happened(runs, tmp_path, monkeypatch, fit, file):
-    name = "mlp" if fit is MLP else "boosting"
+@pytest.mark.parametrize(
+    ("name", "fit", "file"),
+    [("mlp", MLP, "model.safetensors"), ("transformer", TRANSFORMER, "model.safetensors"), ("boosting", BOOSTED, "model.txt")],
+    ids=["mlp", "transformer", "boosting"],
+)
+def test_a_run_goes_on_from_any_checkpoint_as_if_nothing_had_happened(runs, tmp_path, monkeypatch, name, fit, file):
     undisturbed, kept = runs[name], tmp_path / "kept.pt"
     monkeypatch.setattr(table, "KEEP_EVERY", 0.0)
     monkeypatch.setattr(checkpoint, "KEEPING", 1e9)
@@ -423,20 +440,42 @@ def test_a_run_that_was_stopped_while_it_saved_its_model_only_saves_it(runs, tmp
     assert content(resumed, file) == content(undisturbed, file)
 
 
-def test_when_memory_is_short_less_goes_through_at_once_and_the_losses_are_the_same(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("fit", "network"), [(MLP, networks.Mlp), (TRANSFORMER, networks.FtTransformer)], ids=["mlp", "transformer"])
+def test_when_memory_is_short_less_goes_through_at_once_and_the_losses_are_the_same(tmp_path, monkeypatch, fit, network):
     monkeypatch.setattr(table.Run, "finish", lambda run: Completed(step=run.step, artifacts={}))
-    roomy = fits.train(fits.spec(tmp_path / "roomy", fits.mixed(), dropout=0, **MLP))
-    forward = networks.Mlp.forward
+    roomy = fits.train(fits.spec(tmp_path / "roomy", fits.mixed(), dropout=0, **fit))
+    forward = network.forward
 
-    def cramped(network: networks.Mlp, x: torch.Tensor) -> torch.Tensor:
+    def cramped(network: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
         if len(x) > 9 and network.training:
             raise torch.OutOfMemoryError
         return forward(network, x)
 
-    monkeypatch.setattr(networks.Mlp, "forward", cramped)
-    told = fits.train(fits.spec(tmp_path / "cramped", fits.mixed(), dropout=0, **MLP))
+    monkeypatch.setattr(network, "forward", cramped)
+    told = fits.train(fits.spec(tmp_path / "cramped", fits.mixed(), dropout=0, **fit))
 
     assert [frame.micro_tokens for frame in told.of(BatchReduced)] == [16, 8]
+    assert [frame.loss for frame in told.of(Step)] == pytest.approx([frame.loss for frame in roomy.of(Step)], rel=1e-4)
+
+
+def test_no_more_rows_go_through_a_wide_network_together_than_there_is_room_for(tmp_path, monkeypatch):
+    """Also where nobody would be told that memory ran out."""
+    forward, sizes = networks.FtTransformer.forward, set[int]()
+
+    def watched(network: networks.FtTransformer, x: torch.Tensor) -> torch.Tensor:
+        sizes.add(int(x.shape[0]))
+        return forward(network, x)
+
+    monkeypatch.setattr(table.Run, "finish", lambda run: Completed(step=run.step, artifacts={}))
+    monkeypatch.setattr(networks.FtTransformer, "forward", watched)
+    roomy = fits.train(fits.spec(tmp_path / "roomy", fits.mixed(), dropout=0, model_type="ft_transformer", epochs=1))
+    assert max(sizes) == 48  # all that are held out
+    sizes.clear()
+    monkeypatch.setattr(networks, "ROOM", 7 * 4 * 64 * networks.HELD["ft_transformer"] * 10)
+    told = fits.train(fits.spec(tmp_path / "narrow", fits.mixed(), dropout=0, model_type="ft_transformer", epochs=1))
+
+    assert max(sizes) == 7
+    assert not told.of(BatchReduced)
     assert [frame.loss for frame in told.of(Step)] == pytest.approx([frame.loss for frame in roomy.of(Step)], rel=1e-4)
 
 
@@ -469,6 +508,33 @@ def test_what_does_not_fit_however_little_it_is_says_so(tmp_path, monkeypatch):
 
 
 # Networks
+
+
+@pytest.mark.parametrize(("numbers", "codes"), [(3, []), (0, [4, 2]), (2, [3])], ids=["numbers", "categories", "both"])
+def test_a_transformer_gives_each_feature_a_vector_of_its_own_and_lets_them_be_seen_together(numbers, codes):
+    torch.manual_seed(1)
+    network = networks.network("ft_transformer", numbers=numbers, codes=codes, outputs=2, dropout=0.1).eval()
+    x = torch.ones(1, numbers + len(codes))
+    changed = x.repeat(x.shape[1], 1) - torch.eye(x.shape[1])  # one feature after the other
+    both = x.clone()
+    both[:, :2] = 0
+
+    with torch.no_grad():
+        alone = network(changed) - network(x)
+        together = network(both) - network(x)
+
+    assert alone.abs().amin() > 1e-6
+    assert len({tuple(row) for row in alone.tolist()}) == x.shape[1]
+    assert (together - alone[0] - alone[1]).abs().max() > 1e-6  # more than the sum of what each says
+
+
+def test_what_is_too_wide_for_a_transformer_is_refused_with_what_could_be_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(networks, "MOST_TOKENS", 12)
+
+    with pytest.raises(Failure, match=r"come to 13 numbers.* 12 at most.* Take gradient_boosting or mlp") as refused:
+        fits.train(fits.spec(tmp_path, fits.mixed(missing=0.1), **TRANSFORMER))
+
+    assert refused.value.code == "model_type_unfit"
 
 
 @pytest.mark.parametrize(("model_type", "convolutions"), [("resnet18", 17), ("resnet34", 33), ("resnet50", 49), ("resnet101", 100)])
@@ -520,7 +586,7 @@ def test_balanced_weights_find_the_rare_class(tmp_path, monkeypatch, model_type)
 # The files
 
 
-@pytest.mark.parametrize("name", ["mlp", "boosting", "two classes", "values"])
+@pytest.mark.parametrize("name", ["mlp", "transformer", "boosting", "two classes", "values"])
 def test_the_onnx_answers_any_number_of_rows_also_where_all_is_missing_or_unheard_of(runs, name):
     files = completed(runs[name]).artifacts
     preparation = msgspec.json.decode(Path(files["preprocess.json"]).read_bytes(), type=Preparation)

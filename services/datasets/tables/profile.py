@@ -157,7 +157,7 @@ def _left_out(draft: Draft) -> str:
     why = ", ".join(f"{reason} ({times:,})" for reason, times in sorted(draft.refused.items()))
     tokens = draft.tallies[draft.target].tokens
     told = ", ".join(f"{token!r} ({times:,})" for token, times in sorted(tokens.items(), key=lambda item: (-item[1], item[0]))[:5])
-    return f" Rows left out: {why}.{f' For a missing target was taken {told}.' if told else ''}"
+    return f" Rows left out: {why}.{f' Read as missing: {told}.' if told else ''}"
 
 
 def _feature(n: int, name: str, draft: Draft, figures: Figures | None) -> Column:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
-from typing import Any, get_type_hints
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -78,10 +78,14 @@ class Hyperparams(msgspec.Struct, frozen=True, kw_only=True):
 
 def _with_bounds(message: str, kind: Any) -> str:
     """The validator says which bound a number is beyond, but not the other."""
-    if not re.match(r"Expected `(int|float)` [<>]", message):
+    bounds = _bounds(kind) if re.match(r"Expected `(int|float)` [<>]", message) else None
+    if bounds is None:
         return message
-    low, high = (next((bound for bound in (getattr(kind.__metadata__[0], name) for name in names) if bound is not None), None) for names in _BOUNDS)
+    low, high = (bounds.gt if bounds.ge is None else bounds.ge), (bounds.lt if bounds.le is None else bounds.le)
     return message if low is None or high is None else f"Must be between {low:,} and {high:,}"
 
 
-_BOUNDS = (("ge", "gt"), ("le", "lt"))
+def _bounds(kind: Any) -> msgspec.Meta | None:
+    if get_origin(kind) is Annotated:
+        return next((part for part in kind.__metadata__ if isinstance(part, msgspec.Meta)), None)
+    return next((found for part in get_args(kind) if (found := _bounds(part))), None)

@@ -11,7 +11,7 @@ from services.gateway.domain.errors import NotFound
 SCOPE = "model"
 """Of the names: two models of a workspace never have the same."""
 
-SPELT = {"mlp": "MLP", "gradient_boosting": "GradientBoosting", "vit": "ViT", "convnext": "ConvNeXt"}
+SPELT = {"mlp": "MLP", "gradient_boosting": "GradientBoosting", "ft_transformer": "FTTransformer", "vit": "ViT", "convnext": "ConvNeXt"}
 
 
 class Model(msgspec.Struct, frozen=True, kw_only=True):

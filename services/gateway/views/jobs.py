@@ -142,7 +142,8 @@ def project(recorded: Recorded) -> Iterator[Operation]:
             message = f"Loading the model on {device or 'a worker'}"
             yield Change(jobs, id, {"stage": "training", "phase": "started", "progress": 0, "message": message, **_AT_NO_PACE})
         case TrainingStarted(job_id=id, resumed_from=step):  # what was done stays to be seen
-            yield Change(jobs, id, {"stage": "training", "phase": "started", "message": f"Going on behind step {step}", **_AT_NO_PACE})
+            message = f"Going on behind step {step}" if step else "Beginning anew, for the worker was lost"
+            yield Change(jobs, id, {"stage": "training", "phase": "started", "message": message, **_AT_NO_PACE})
         case TrainingProgressed(job_id=id, step=step, total_steps=total) as event:
             yield Change(
                 jobs, id, {"progress": _share(step, total), "message": event.doing or f"Step {step}/{total}", **_paced(recorded, event, left=total - step)}

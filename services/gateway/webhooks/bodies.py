@@ -67,9 +67,10 @@ def _data(recorded: Recorded, about: About) -> dict[str, Any]:
             return {"job_id": job, "status": "running"}
         case TrainingProgressed(job_id=job) as event:
             share = min(100, 100 * event.step // event.total_steps) if event.total_steps > 0 else 0
-            metrics = dict(about.evaluation)
+            steps = {"loss": event.metrics["train_loss"]} if "train_loss" in event.metrics else {}
+            metrics = {**event.metrics, **steps, **about.evaluation}
             epoch = int(metrics.pop("epoch", None) or event.epoch)
-            return {"job_id": job, "progress": share, "current_epoch": epoch, "total_epochs": math.ceil(about.epochs), "metrics": event.metrics | metrics}
+            return {"job_id": job, "progress": share, "current_epoch": epoch, "total_epochs": math.ceil(about.epochs), "metrics": metrics}
         case TrainingCompleted(job_id=job) as event:
             # A run makes one model, which is known by the run's id.
             return {"job_id": job, "model_id": job, "accuracy": event.metrics.get("val_accuracy", event.metrics.get("accuracy"))}

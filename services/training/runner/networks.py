@@ -116,6 +116,9 @@ class Block(nn.Module):
 class FtTransformer(nn.Module):
     """A vector for each feature, and one more that gathers what they say: in each layer they look at each other. Gorishniy and others, 2021."""
 
+    first: Tensor
+    """Code of each category in the embedding of all."""
+
     def __init__(self, *, numbers: int, codes: list[int], outputs: int, dropout: float) -> None:
         super().__init__()
         width = numbers + len(codes)

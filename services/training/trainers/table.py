@@ -40,6 +40,8 @@ LOOKED_AT = 4096
 """Rows that go through a network at once when nothing is learned."""
 TRIED = 1_000
 """Rows on which the saved model is compared with the trained one, and on which features are shuffled, at most."""
+FEWEST_TRIED = 100
+"""For features, where a network takes its time."""
 SAMPLED = 2_048
 """Rows that gradient boosting learned from, on which it is measured after each round: to measure all of them would take a good part of the round's own time."""
 SHUFFLING = 10.0
@@ -432,14 +434,19 @@ class Network:
 
     def important(self, run: Run) -> dict[str, float]:
         """How much worse it does on held-out rows when a feature's values are dealt to the wrong rows."""
-        rows = self.known.held_out[: self.tried]
-        score = "accuracy" if self.known.classes else "r2"
+        features, score = self.known.preparation.features, "accuracy" if self.known.classes else "r2"
+        began, rows = time.monotonic(), self._held_out(TRIED)
+        self.answer(self.known.x[rows])
+        share = SHUFFLING / ((time.monotonic() - began) * len(features))
+        if share < 1:
+            rows = self._held_out(max(FEWEST_TRIED, int(share * len(rows))))
+            self.notes.append(f"The importance of the features is measured on {len(rows)} rows.")
         x, columns = self.known.x[rows], np.array(self.known.preparation.columns)
         as_it_is = run.judged(self.answer(x), rows)[score]
         order = np.random.default_rng(self.fit.seed).permutation(len(rows))
         found: dict[str, float] = {}
         until = time.monotonic() + SHUFFLING
-        for feature in self.known.preparation.features:
+        for feature in features:
             if time.monotonic() > until:
                 self.notes.append("There was no time to measure the importance of every feature.")
                 break
@@ -447,6 +454,11 @@ class Network:
             dealt[:, columns == feature.name] = x[order][:, columns == feature.name]
             found[feature.name] = as_it_is - run.judged(self.answer(dealt), rows)[score]
         return found
+
+    def _held_out(self, most: int) -> NDArray[np.int64]:
+        """Any of them: in many a file the classes lie one after the other."""
+        known = self.known.held_out
+        return known if len(known) <= most else np.sort(np.random.default_rng(self.fit.seed).choice(known, most, replace=False))
 
     def save(self, folder: Path) -> str:
         from safetensors.torch import save_file

@@ -7,6 +7,7 @@ from services.gateway.api.problems import Problem
 
 WORDS = {400: "validation_error", 401: "unauthorized", 403: "forbidden", 429: "rate_limit_exceeded"}
 _KINDS = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false", "object": "an object", "array": "a list"}
+_PARTS = {"str": "characters", "array": "entries"}
 _COMPARED = {">=": "at least", "<=": "at most", ">": "greater than", "<": "less than"}
 
 
@@ -25,5 +26,5 @@ def dress(problem: Problem) -> tuple[int, dict[str, Any]]:
 def plain(message: str) -> str:
     """What the validator says of types and bounds, as the document says it."""
     message = re.sub(r"Expected `(?:int|float)` ([<>]=?) (\S+?)(?:\.0)?$", lambda said: f"Must be {_COMPARED[said[1]]} {said[2]}", message)
-    message = re.sub(r"Expected `(?:str|array)` of length ([<>]=) (\d+)$", lambda said: f"Must be {_COMPARED[said[1]]} {said[2]} long", message)
+    message = re.sub(r"Expected `(str|array)` of length ([<>]=) (\d+)$", lambda said: f"Must have {_COMPARED[said[2]]} {said[3]} {_PARTS[said[1]]}", message)
     return re.sub(r"Expected `(\w+)(?: \| null)?`, got `\w+`$", lambda said: f"Must be {_KINDS[said[1]]}" if said[1] in _KINDS else said[0], message)
