@@ -25,7 +25,11 @@ from services.training.trainers import table
 
 ROWS, UNSEEN = 4_000, 4_000
 TARGET = "label"
-MODEL_TYPES: dict[str, dict[str, Any]] = {"gradient_boosting": {"learning_rate": 0.1, "epochs": 200}, "mlp": {"learning_rate": 1e-3, "epochs": 40}}
+MODEL_TYPES: dict[str, dict[str, Any]] = {
+    "gradient_boosting": {"learning_rate": 0.1, "epochs": 200},
+    "mlp": {"learning_rate": 1e-3, "epochs": 40},
+    "ft_transformer": {"learning_rate": 1e-3, "epochs": 40},
+}
 """As the platform has them, but for fewer epochs."""
 
 

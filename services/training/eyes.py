@@ -117,10 +117,15 @@ class Eyes:
                 self._is_open = True
                 self.children.open()
             try:
-                self._child = await self.children.start(None, offline=True)
+                child = await self.children.start(None, offline=True)
             except (Gone, OSError) as error:
                 raise Blind(f"no process to decode images: {error}") from error
-            self._reader, self._writer = await asyncio.open_unix_connection(sock=self._child.sock)
+            try:
+                self._reader, self._writer = await asyncio.open_unix_connection(sock=child.sock)
+            except BaseException:
+                child.signal(signal.SIGKILL)
+                raise
+            self._child = child
 
     def _end(self) -> None:
         if self._child:

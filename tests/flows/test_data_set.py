@@ -138,7 +138,7 @@ def test_a_number_is_predicted_for_a_regression(client: Client):
 
 
 def test_what_does_not_fit_the_model_names_its_field(client: Client):
-    model = client.trained(animals(60), dataset_type="classification", model_type="mlp", epochs=2)["model_id"]
+    model = client.trained(animals(60), dataset_type="classification", model_type="ft_transformer", epochs=2)["model_id"]
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"input": [1.0, 2.0]}, "input"),
         ({"inputs": [[1.0, 2.0, "red"], [1.0]]}, "inputs[1]"),

@@ -67,14 +67,13 @@ class Work:
             story = await self._log.read(address("local", event))
             await self._log.append([Write(events=[event], after=story[-1].seq if story else 0)], origin=LOCAL)
 
-    async def prepare(self, job: str, *, rows: int = 2, columns: list[Column] = COLUMNS, task: str = "") -> None:
-
+    async def prepare(self, job: str, *, rows: int = 2, columns: list[Column] = COLUMNS, **known: Any) -> None:
         part = await self._storage.put(f"local/{job}", b"".join(msgspec.json.encode(column) + b"\n" for column in columns))
         snapshot = await self._storage.put(f"local/{job}", b"PAR1")
         await self.say(
             PreparationStarted(job_id=job),
             PreparationProduced(job_id=job, part=1, content=part, rows=len(columns), valid=len(columns)),
-            PreparationCompleted(job_id=job, parts=1, rows=rows + 1, valid=rows, refused={"ragged": 1}, snapshot=snapshot, notes=["comma"], task=task),
+            PreparationCompleted(job_id=job, parts=1, rows=rows + 1, valid=rows, refused={"ragged": 1}, snapshot=snapshot, notes=["comma"], **known),
         )
 
     async def fitting(self, job: str) -> Claim:
@@ -453,6 +452,21 @@ async def test_a_start_that_can_not_be_meant_is_refused_with_its_field(
     (detail,) = refused.json()["details"]
     assert (detail["field"], why in detail["message"]) == (field, True), refused.text
     assert await commanded(log, after=last) == []
+
+
+async def test_a_table_that_is_too_wide_for_a_transformer_is_refused_with_what_could_be_taken(api: httpx.AsyncClient, upload: Uploading, work: Work):
+    wide, narrow = await upload(), await upload()
+    for dataset, features in ((wide, 2_001), (narrow, 2_000)):
+        await work.prepare(dataset["job_id"], features=features)
+        await eventually(lambda dataset=dataset: shown(api, dataset["id"], "ready"))
+
+    refused = await api.post("/training/start", json={"dataset_id": wide["id"], **DOCUMENT, "model_type": "ft_transformer"})
+    taken = await api.post("/training/start", json={"dataset_id": narrow["id"], **DOCUMENT, "model_type": "ft_transformer"})
+
+    assert refused.status_code == 400, refused.text
+    assert refused.json()["details"][0]["field"] == "model_type"
+    assert "2,000 features at most, and this data set has 2,001: take gradient_boosting or mlp" in refused.json()["message"]
+    assert (taken.status_code, taken.json()["model_type"]) == (201, "ft_transformer")
 
 
 async def test_early_stopping_goes_by_what_its_task_measures_as_soon_as_that_is_known(api: httpx.AsyncClient, upload: Uploading, work: Work):

@@ -55,19 +55,11 @@ async def training(servers: Servers) -> AsyncIterator[Client]:
     await nc.close()
 
 
-@pytest.fixture(scope="module")
-async def children() -> AsyncIterator[Children]:
-    children = Children(preload=("services.training.runner.looking",))
-    children.open()
-    yield children
-    await children.close()
-
-
 @pytest.fixture
-async def answering(servers: Servers, training: Client, storage: Storage, children: Children) -> AsyncIterator[None]:
+async def answering(servers: Servers, training: Client, storage: Storage) -> AsyncIterator[None]:
     """The part of the training service that answers."""
     settings = config.load(config.Training, servers.environ("training", port=0))
-    place = Place(nc=training, log=EventLog(training, source="/training"), storage=storage, children=children, runs=Path(), models=Path())
+    place = Place(nc=training, log=EventLog(training, source="/training"), storage=storage, children=Children(), runs=Path(), models=Path())
     predictions = Predictions(place, settings)
     await predictions.listen(training)
     await training.flush()

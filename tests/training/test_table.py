@@ -22,7 +22,7 @@ from libs.events import Fit
 from services.training import telling
 from services.training.features import Feature, Preparation, Target, Unfit, learned
 from services.training.frames import BatchReduced, Checkpoint, Completed, Evaluated, Failed, Phase, Ready, Step, Stopped
-from services.training.runner import checkpoint, course, measures, networks, portable, step_log
+from services.training.runner import checkpoint, course, measures, networks, portable, reports, step_log
 from services.training.runner import table as tables
 from services.training.runner.course import Course
 from services.training.runner.outcome import Failure
@@ -402,6 +402,10 @@ def test_a_run_goes_on_from_any_checkpoint_as_if_nothing_had_happened(runs, tmp_
             shutil.copy(frame.path, kept)
             wishes.stop.set()
 
+    def its_own(network: Any, example: Any, path: Path, **options: Any) -> None:  # the resumed run is held against it; to make another takes seconds
+        shutil.copy(completed(undisturbed).artifacts[portable.MODEL], path)
+
+    monkeypatch.setattr(portable, "export", its_own)
     fits.train(fits.spec(tmp_path / "first", fits.mixed(missing=0.1), **fit), on=take)
     resumed = fits.train(fits.spec(tmp_path / "second", fits.mixed(missing=0.1), attempt=2, resume=str(kept), **fit))
 
@@ -667,6 +671,17 @@ def test_precision_recall_and_f1_are_means_over_the_classes_that_there_are():
     assert found["accuracy"] == 0.75
     assert (found["precision"], found["recall"]) == ((1 + 0.5) / 2, pytest.approx((2 / 3 + 1) / 2))
     assert found["f1_score"] == pytest.approx((0.8 + 2 / 3) / 2)
+
+
+def test_a_class_that_nothing_was_held_out_of_is_named_for_the_means_say_nothing_of_it():
+    truth, answer, classes = np.array([0, 0, 1]), np.eye(3)[[0, 0, 1]], ["common", "usual", "rare"]
+    seen, unseen = reports.Cut(), reports.Cut()
+
+    reports.of_classes(truth, answer[:, :2], classes[:2], seen)
+    reports.of_classes(truth, answer, classes, unseen)
+
+    assert seen.notes == []
+    assert unseen.notes == ["Nothing was held out of 'rare': no val_ figure counts that. There are too few to learn from and to check."]
 
 
 def test_errors_of_values_are_in_their_own_unit():

@@ -135,7 +135,8 @@ class _Target:
         if self._kind == "date" or self._distinct > CLASSES or (self._distinct > FEW and self._distinct * 2 > self._kept):
             raise Refusal(
                 "too_many_classes",
-                f"The target {self._name!r} has a class of its own for almost every row, or more than {CLASSES:,}. Is it another column, or a regression?",
+                f"The target {self._name!r} has a class of its own for almost every row, more than {CLASSES:,}, or texts too long for classes. "
+                "Is it another column, or a regression?",
             )
         counts = self._figures.counts if self._figures else self._tally.values.most_common()
         if once := [value for value, times in counts if times == 1]:

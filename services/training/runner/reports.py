@@ -47,6 +47,9 @@ def of_classes(truth: NDArray[Any], answer: NDArray[Any], classes: Sequence[str]
     per_class = [
         {"class": _short(classes[n]), "support": int(support[n]), **{name: round(float(values[n]), 6) for name, values in measured.items()}} for n in order
     ]
+    if unseen := [_short(classes[n]) for n in np.flatnonzero(support == 0).tolist()]:
+        which = repr(unseen[0]) if len(unseen) == 1 else f"{len(unseen)} classes, {unseen[0]!r} for one"
+        cut.notes.append(f"Nothing was held out of {which}: no val_ figure counts that. There are too few to learn from and to check.")
     few = len(classes) <= MOST_CONFUSED
     if not few:
         cut.notes.append(f"There are {len(classes)} classes: the confusion of more than {MOST_CONFUSED} is not told as a table.")

@@ -104,7 +104,8 @@ class Upload(InWorkspace):
 async def upload_dataset(
     request: AnyRequest, commands: NamedDependency[Commands], storage: NamedDependency[Storage], settings: NamedDependency[Gateway]
 ) -> Response[Uploaded]:
-    """CSV, JSON (records or lines), Parquet, a ZIP of one of these, or a ZIP of images: a folder for each class, or a manifest.
+    """CSV, JSON (records or lines), Parquet, a ZIP of one of these, or a ZIP of images: a folder for each class, or a manifest
+    (a table in the ZIP) with the columns `file` and `label`.
 
     The column to be predicted is `target` where it is sent, else the one called label, target, class or y, else the last.
     `dataset_type` classification or regression decides what is learned; anything else leaves that to the target.

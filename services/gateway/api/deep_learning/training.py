@@ -41,6 +41,8 @@ MODEL_TYPES = ("gradient_boosting", "mlp", "ft_transformer", "resnet18", "resnet
 """Besides ids of image classifiers on the model hub."""
 IMAGES_ONLY = ("vit", "convnext")
 TABLES_ONLY = ("gradient_boosting", "mlp", "ft_transformer")
+WIDEST = {"ft_transformer": 2_000}
+"""Features at most. Of some columns a run makes more than one, and refuses then too."""
 
 NOT_ASKED_FOR = ("trainer", "model_type", "smoke", "validation_split", "patience", "monitor")
 NAMES = tuple(field for field in Fit.__struct_fields__ if field not in NOT_ASKED_FOR)
@@ -269,6 +271,10 @@ async def _suits(db: asyncpg.Pool, row: datasets.Row | None, model_type: str) ->
         raise Refused(422, f"model_type: {model_type} is for tables, and this data set holds images", field="model_type")
     if not images and (model_type in IMAGES_ONLY or "/" in model_type):
         raise Refused(422, f"model_type: {model_type} is for images, and this data set is a table", field="model_type")
+    features = msgspec.json.decode(row.result).get("features", 0)
+    if model_type in WIDEST and features > WIDEST[model_type]:
+        why = f"takes {WIDEST[model_type]:,} features at most, and this data set has {features:,}: take gradient_boosting or mlp"
+        raise Refused(422, f"model_type: {model_type} {why}", field="model_type")
 
 
 async def _estimate(request: AnyRequest, db: asyncpg.Pool, fit: Fit, row: datasets.Row | None) -> int:
