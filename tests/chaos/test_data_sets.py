@@ -237,7 +237,7 @@ def image() -> list[Any]:
 SORTS = {
     "mlp": Sort("animals.csv", lambda: animals(240), {"epochs": 30}, "model.safetensors", rows),
     "gradient_boosting": Sort("animals.csv", lambda: animals(240), {"epochs": 120}, "model.txt", rows),
-    "resnet18": Sort("squares.zip", lambda: squares(16), {"epochs": 15, "learning_rate": 0.005, "image_size": 32, "batch_size": 8}, "model.safetensors", image),
+    "resnet18": Sort("squares.zip", lambda: squares(16), {"epochs": 10, "learning_rate": 0.005, "image_size": 32, "batch_size": 8}, "model.safetensors", image),
 }
 
 

@@ -67,13 +67,14 @@ class Work:
             story = await self._log.read(address("local", event))
             await self._log.append([Write(events=[event], after=story[-1].seq if story else 0)], origin=LOCAL)
 
-    async def prepare(self, job: str, *, rows: int = 2, columns: list[Column] = COLUMNS, **known: Any) -> None:
+    async def prepare(self, job: str, *, rows: int = 2, columns: list[Column] = COLUMNS, task: str = "") -> None:
+
         part = await self._storage.put(f"local/{job}", b"".join(msgspec.json.encode(column) + b"\n" for column in columns))
         snapshot = await self._storage.put(f"local/{job}", b"PAR1")
         await self.say(
             PreparationStarted(job_id=job),
             PreparationProduced(job_id=job, part=1, content=part, rows=len(columns), valid=len(columns)),
-            PreparationCompleted(job_id=job, parts=1, rows=rows + 1, valid=rows, refused={"ragged": 1}, snapshot=snapshot, notes=["comma"], **known),
+            PreparationCompleted(job_id=job, parts=1, rows=rows + 1, valid=rows, refused={"ragged": 1}, snapshot=snapshot, notes=["comma"], task=task),
         )
 
     async def fitting(self, job: str) -> Claim:
@@ -457,7 +458,8 @@ async def test_a_start_that_can_not_be_meant_is_refused_with_its_field(
 async def test_a_table_that_is_too_wide_for_a_transformer_is_refused_with_what_could_be_taken(api: httpx.AsyncClient, upload: Uploading, work: Work):
     wide, narrow = await upload(), await upload()
     for dataset, features in ((wide, 2_001), (narrow, 2_000)):
-        await work.prepare(dataset["job_id"], features=features)
+        columns = [Column(index=n, name=f"c{n}", type="numeric", role="feature" if n else "target") for n in range(features + 1)]
+        await work.prepare(dataset["job_id"], columns=columns)
         await eventually(lambda dataset=dataset: shown(api, dataset["id"], "ready"))
 
     refused = await api.post("/training/start", json={"dataset_id": wide["id"], **DOCUMENT, "model_type": "ft_transformer"})

@@ -322,12 +322,12 @@ async def test_nobody_waits_for_the_silent_any_longer_than_he_wants_to(infra_nc:
 
     subscription = await infra_nc.subscribe(f"ask.{SUBJECT}", cb=hear)
     with pytest.raises(Refused) as refused:
-        await asked(Questions(infra_nc), asking, patience=Patience(again=0.1, seconds=0.5))
+        await asked(Questions(infra_nc), asking, patience=Patience(again=0.1, seconds=1.0))
     await subscription.unsubscribe()
 
     assert refused.value.problem.status == 503
-    assert [question.again for question in came] == [False, True, True]
-    assert 0.5 >= came[0].seconds > came[1].seconds > came[2].seconds > 0
+    assert [question.again for question in came] == [False] + [True] * (len(came) - 1)
+    assert 1.0 >= came[0].seconds > came[1].seconds > 0
 
 
 @pytest.mark.parametrize(("code", "again"), [("late", True), ("storage", True), ("service", True), ("model", False), ("too_large", False)])

@@ -249,7 +249,10 @@ async def test_the_contracts_names_and_bodies(yard: Yard, receiver: Receiver):
         await yard.add(TrainingProgressed(job_id=run, attempt=2, step=step, total_steps=100))
     await yard.add(TrainingCompleted(job_id=run, attempt=2, step=100, artifacts={}, steps=NOTHING, metrics={"val_accuracy": 0.912}))
     await yard.add(PreparationFailed(job_id=doomed, code="no_examples", message="nothing to train on"))
-    last = await yard.add(TrainingFailed(job_id=lost, code="oom", message="too large"))
+    await yard.add(TrainingFailed(job_id=lost, code="oom", message="too large"))
+    ragged = str(uuid4())
+    await yard.add(JobCreated(job_id=ragged, kind="prepare", stages=["preparation"], inputs={"dataset_id": "dataset-2"}))
+    last = await yard.add(PreparationFailed(job_id=ragged, code="one_class", message="All rows are of one class"))
 
     got = await eventually(lambda: receiver.got if receiver.got and receiver.got[-1].seq == last else [])
     bodies = [one.json for one in got]
@@ -265,12 +268,17 @@ async def test_the_contracts_names_and_bodies(yard: Yard, receiver: Receiver):
         ("training.completed", None),
         ("training.failed", None),
         ("training.failed", None),
+        ("dataset.failed", None),
     ]
     assert bodies[0]["data"] == {"dataset_id": "file-1", "job_id": ingest, "rows": 9}
     assert bodies[1]["data"] == {"dataset_id": "dataset-1", "job_id": table, "rows": 12}  # as its metadata has it
     assert bodies[3]["data"] == {"job_id": run, "progress": 10, "current_epoch": 1, "total_epochs": 0, "metrics": {"loss": 0.5}}
-    assert bodies[-3]["data"] == {"job_id": run, "model_id": run, "accuracy": 0.912}
-    assert [body["data"]["error"] for body in bodies[-2:]] == ["nothing to train on", "too large"]
+    assert bodies[-4]["data"] == {"job_id": run, "model_id": run, "accuracy": 0.912}
+    assert [body["data"] for body in bodies[-3:]] == [
+        {"job_id": doomed, "error": "nothing to train on"},
+        {"job_id": lost, "error": "too large"},
+        {"dataset_id": "dataset-2", "job_id": ragged, "error": "All rows are of one class"},
+    ]
 
 
 async def test_progress_of_a_fit_tells_its_latest_epoch_as_its_status_does(yard: Yard, receiver: Receiver):

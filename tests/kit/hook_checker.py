@@ -107,6 +107,8 @@ def _documented(facts: list[Fact]) -> dict[int, str]:
                 names[fact.seq] = "training.failed"
             case "preparation.completed", "ingest" | "prepare":
                 names[fact.seq] = "dataset.processed"
+            case "preparation.failed", "ingest" | "prepare":
+                names[fact.seq] = "dataset.failed"
             case _:
                 continue
     return names

@@ -21,7 +21,7 @@ from libs.events import (
 from libs.events.subjects import PRIVATE_CATEGORIES
 from services.gateway.domain.errors import IdempotencyKeyReused, NotFound, TooManyWebhooks, UnknownEvents, WebhookInactive
 
-CONTRACT = ("training.started", "training.progress", "training.completed", "training.failed", "dataset.processed")
+CONTRACT = ("training.started", "training.progress", "training.completed", "training.failed", "dataset.processed", "dataset.failed")
 """The names that deep-learning-platform's document has."""
 
 

@@ -142,6 +142,10 @@ async def holds_images(db: asyncpg.Pool, dataset_id: str) -> bool:
     return await db.fetchval("select true from dataset_columns where dataset_id = $1 and about ->> 'type' = 'image' limit 1", dataset_id) is not None
 
 
+async def features(db: asyncpg.Pool, dataset_id: str) -> int:
+    return await db.fetchval("select count(*) from dataset_columns where dataset_id = $1 and about ->> 'role' = 'feature'", dataset_id)
+
+
 async def load(db: asyncpg.Pool, tenant: str, dataset_id: str) -> tuple[Dataset | None, int]:
     """The state that decides, and the position it has. A job that has ended stays ended, so a stale answer only errs towards "busy"."""
     row = await db.fetchrow(

@@ -1,4 +1,4 @@
-"""What an endpoint is sent for a fact: deep-learning-platform's five bodies, or the fact itself."""
+"""What an endpoint is sent for a fact: one of deep-learning-platform's bodies, or the fact itself."""
 
 import math
 from datetime import UTC, datetime
@@ -22,23 +22,23 @@ JSON = "application/json"
 PING = "webhook.test"
 
 
-def contract_name(recorded: Recorded) -> tuple[str, str]:
-    """The document's name for a fact, and the kinds of job that it must be of ("" for any); ("", "") when the document has none."""
+def contract_names(recorded: Recorded) -> dict[str, str]:
+    """What a fact is called there, by the kind of job that it is of. The document's five names, and `dataset.failed`: who waits for a data set would wait for ever."""
     match recorded.event:
         case TrainingStarted(attempt=1):
-            return "training.started", "train"
+            return {"train": "training.started"}
         case TrainingProgressed():
-            return "training.progress", "train"
+            return {"train": "training.progress"}
         case TrainingCompleted():
-            return "training.completed", "train"
+            return {"train": "training.completed"}
         case TrainingFailed():
-            return "training.failed", "train"
+            return {"train": "training.failed"}
         case PreparationFailed():
-            return "training.failed", "train"
+            return {"train": "training.failed", "ingest": "dataset.failed", "prepare": "dataset.failed"}
         case PreparationCompleted():
-            return "dataset.processed", "ingest prepare"
+            return {"ingest": "dataset.processed", "prepare": "dataset.processed"}
         case _:
-            return "", ""
+            return {}
 
 
 def decile(event: TrainingProgressed) -> int:
@@ -48,6 +48,7 @@ def decile(event: TrainingProgressed) -> int:
 class About(msgspec.Struct, frozen=True, kw_only=True):
     """What the views know of the job that a fact is of."""
 
+    kind: str = ""
     dataset_id: str = ""
     epochs: float = 0.0
     """As many as its run may take."""
@@ -56,7 +57,7 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def contract_body(recorded: Recorded, about: About) -> bytes:
-    name = PING if isinstance(recorded.event, WebhookTestRequested) else contract_name(recorded)[0]
+    name = PING if isinstance(recorded.event, WebhookTestRequested) else contract_names(recorded)[about.kind]
     stamp = recorded.at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     return msgspec.json.encode({"event": name, "timestamp": stamp, "data": _data(recorded, about)})
 
@@ -74,6 +75,8 @@ def _data(recorded: Recorded, about: About) -> dict[str, Any]:
         case TrainingCompleted(job_id=job) as event:
             # A run makes one model, which is known by the run's id.
             return {"job_id": job, "model_id": job, "accuracy": event.metrics.get("val_accuracy", event.metrics.get("accuracy"))}
+        case PreparationFailed(job_id=job, message=message) if about.kind != "train":
+            return {"dataset_id": about.dataset_id, "job_id": job, "error": message}
         case TrainingFailed(job_id=job, message=message) | PreparationFailed(job_id=job, message=message):
             return {"job_id": job, "error": message}
         case PreparationCompleted(job_id=job) as event:

@@ -18,12 +18,12 @@ from libs.events import (
     WebhookUpdated,
 )
 from libs.events.subjects import PRIVATE_CATEGORIES
-from services.gateway.webhooks.bodies import contract_name, decile
+from services.gateway.webhooks.bodies import contract_names, decile
 
 MARK = "webhooks"
 """Name of the checkpoint that tells where the log ended when this database was made: what is older has been sent already, but for what `catch_up` finds."""
 
-Candidate = tuple[int, str, str, str, str, str]
+Candidate = tuple[int, str, str, dict[str, str], str]
 
 
 async def mark(session: asyncpg.Connection, *, last: int) -> int:
@@ -54,8 +54,7 @@ def _candidate(recorded: Recorded) -> Candidate | None:
     category = recorded.envelope.type.split(".", 1)[0]
     if recorded.event is None or category in PRIVATE_CATEGORIES:
         return None
-    name, kind = contract_name(recorded)
-    return (recorded.seq, recorded.tenant, recorded.envelope.type, name, getattr(recorded.event, "job_id", ""), kind)
+    return (recorded.seq, recorded.tenant, recorded.envelope.type, contract_names(recorded), getattr(recorded.event, "job_id", ""))
 
 
 async def _deliver(session: "asyncpg.Connection | PoolConnectionProxy", found: list[Candidate], *, only: str | None = None) -> int:
@@ -67,14 +66,14 @@ async def _deliver(session: "asyncpg.Connection | PoolConnectionProxy", found: l
             """with written as (
              insert into core.webhook_deliveries as d (endpoint, seq)
              select e.id, f.seq
-               from unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[]) f (seq, tenant, type, name, job_id, kind)
-               join core.webhook_endpoints e on e.tenant = f.tenant and case when $7::text is null then e.since < f.seq else e.id = $7 end
+               from (select c.*, c.names ->> j.kind as name
+                       from unnest($1::bigint[], $2::text[], $3::text[], $4::json[], $5::text[]) c (seq, tenant, type, names, job_id)
+                       left join jobs j on j.id = c.job_id and c.names::text <> '{}') f
+               join core.webhook_endpoints e on e.tenant = f.tenant and case when $6::text is null then e.since < f.seq else e.id = $6 end
                join webhooks w on w.id = e.id and w.active
               where case w.format when 'cloudevents' then f.type else f.name end like any (w.patterns)
-                and (w.format = 'cloudevents' or f.name <> ''
-                     and (f.kind = '' or exists (select from jobs j where j.id = f.job_id and j.kind = any (string_to_array(f.kind, ' '))))
-                     and (f.name <> 'training.progress' or exists (select from core.webhook_milestones m where m.seq = f.seq)))
-             on conflict (endpoint, seq) do update set state = 'pending', attempts = 0 where $7 is not null
+                and (w.format = 'cloudevents' or f.name <> 'training.progress' or exists (select from core.webhook_milestones m where m.seq = f.seq))
+             on conflict (endpoint, seq) do update set state = 'pending', attempts = 0 where $6 is not null
              returning endpoint, seq),
            moved as (
              update core.webhook_endpoints e set newest = greatest(e.newest, n.seq)

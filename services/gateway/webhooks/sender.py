@@ -219,7 +219,8 @@ class Sender:
     async def _send(self, endpoint: Endpoint) -> list[Sent]:
         """Until one fails, or enough for once."""
         rows = await self._db.fetch(
-            """select d.seq, d.attempts, l.subject, l.body, coalesce(j.inputs ->> 'dataset_id', j.inputs -> 'file' ->> 'file_id', '') as dataset_id,
+            """select d.seq, d.attempts, l.subject, l.body, coalesce(j.kind, '') as kind,
+                      coalesce(j.inputs ->> 'dataset_id', j.inputs -> 'file' ->> 'file_id', '') as dataset_id,
                       coalesce(r.spec ->> 'epochs', r.spec ->> 'num_epochs', '0')::float8 as epochs,
                       coalesce((select e.metrics from epochs e where e.job_id = j.id and e.seq < d.seq order by e.epoch desc limit 1), '{}') as evaluation,
                       d.created_at > clock_timestamp() - $5::interval and case split_part(l.subject, '.', 3) || '.' || split_part(l.subject, '.', 4)
@@ -370,7 +371,7 @@ def _origin(tenant: str) -> Origin:
 
 
 def _about(row: asyncpg.Record) -> bodies.About:
-    return bodies.About(dataset_id=row["dataset_id"], epochs=row["epochs"], evaluation=msgspec.json.decode(row["evaluation"]))
+    return bodies.About(kind=row["kind"], dataset_id=row["dataset_id"], epochs=row["epochs"], evaluation=msgspec.json.decode(row["evaluation"]))
 
 
 def _readable(row: asyncpg.Record) -> Recorded | None:

@@ -271,8 +271,7 @@ async def _suits(db: asyncpg.Pool, row: datasets.Row | None, model_type: str) ->
         raise Refused(422, f"model_type: {model_type} is for tables, and this data set holds images", field="model_type")
     if not images and (model_type in IMAGES_ONLY or "/" in model_type):
         raise Refused(422, f"model_type: {model_type} is for images, and this data set is a table", field="model_type")
-    features = msgspec.json.decode(row.result).get("features", 0)
-    if model_type in WIDEST and features > WIDEST[model_type]:
+    if model_type in WIDEST and (features := await datasets.features(db, row.id)) > WIDEST[model_type]:
         why = f"takes {WIDEST[model_type]:,} features at most, and this data set has {features:,}: take gradient_boosting or mlp"
         raise Refused(422, f"model_type: {model_type} {why}", field="model_type")
 
