@@ -34,7 +34,7 @@ class TrainingProgressed(Event, frozen=True, kw_only=True, tag="training.progres
     """Steps that took the latest `seconds` of this attempt; 0: how fast it goes isn't known."""
     seconds: float = 0.0
     doing: str = ""
-    """Of a merge, for people: `step` of `total_steps` is then how far its job is, with the export that follows."""
+    """For people, where it isn't a step that goes on: the model is saved. Of a merge `step` of `total_steps` is how far its job is, with the export that follows."""
 
 
 class TrainingBatchReduced(Event, frozen=True, kw_only=True, tag="training.batch_reduced"):

@@ -14,7 +14,7 @@ import nats.errors
 import prometheus_client
 
 from libs.events import Claim, Event, TrainingCancelled, TrainingCheckpointed, TrainingCompleted, TrainingFailed, TrainingStarted
-from libs.pace import Pace
+from libs.pace import UNKNOWN, Pace
 from libs.runtime.waiting import Stopped as Interrupted
 from libs.runtime.waiting import unless
 from libs.storage import Missing, StorageDown
@@ -256,6 +256,8 @@ class Attempt:
                     models.loaded(self._tuning, self._place.models)
             case Phase() if self._order.merge:
                 self._phase = frame
+            case Phase(name="save"):
+                self._tell_saving()
             case _:
                 if fact := telling.fact(frame, job_id=self._job_id, attempt=self._number):
                     self._facts.put_nowait(fact)
@@ -313,6 +315,13 @@ class Attempt:
         if final or due or last.step * TENTHS // max(total, 1) > told * TENTHS // max(total, 1):
             self._told = (now, last.step)
             self._facts.put_nowait(telling.progress(last, job_id=self._job_id, attempt=self._number, total=total, pace=self._pace.speed))
+
+    def _tell_saving(self) -> None:
+        """How long that takes nobody knows, and no step comes any more."""
+        if last := self._steps.newest():
+            total = self._ready.total_steps if self._ready else last.step
+            self._told = (asyncio.get_running_loop().time(), last.step)
+            self._facts.put_nowait(telling.progress(last, job_id=self._job_id, attempt=self._number, total=total, pace=UNKNOWN, doing=telling.SAVING))
 
     def _tell_merging(self) -> None:
         now = asyncio.get_running_loop().time()

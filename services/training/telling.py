@@ -36,7 +36,10 @@ def fact(frame: FromChild, *, job_id: str, attempt: int) -> Event | None:
             return None
 
 
-def progress(frame: Step, *, job_id: str, attempt: int, total: int, pace: Speed) -> Event:
+SAVING = "Saving the model"
+
+
+def progress(frame: Step, *, job_id: str, attempt: int, total: int, pace: Speed, doing: str = "") -> Event:
     metrics = {
         "train_loss": frame.loss,
         "learning_rate": frame.lr,
@@ -55,6 +58,7 @@ def progress(frame: Step, *, job_id: str, attempt: int, total: int, pace: Speed)
         nonfinite=nonfinite,
         made=pace.made,
         seconds=pace.seconds,
+        doing=doing,
     )
 
 

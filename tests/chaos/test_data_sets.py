@@ -19,7 +19,17 @@ import pytest
 
 from infra.embedded import Process
 from libs.config import Datasets
-from libs.events import Event, JobCreated, ModelRegistered, PreparationCompleted, PreparationStarted, TrainingCheckpointed, TrainingCompleted, kind
+from libs.events import (
+    Event,
+    JobCreated,
+    ModelRegistered,
+    PreparationCompleted,
+    PreparationStarted,
+    TrainingCheckpointed,
+    TrainingCompleted,
+    TrainingEvaluated,
+    kind,
+)
 from libs.events.log import EventLog
 from services.training.children import PRELOAD
 from tests.kit import looks
@@ -331,6 +341,7 @@ async def test_a_fit_has_the_losses_and_the_model_of_an_undisturbed_one_whoever_
     assert await ground.ends(job) == ["training.completed"]
     assert completed.attempt > 1
     assert completed.metrics == undisturbed[model_type].metrics
+    assert {told.metrics["epoch"] for told in await ground.said(job, TrainingEvaluated)} == set(range(1, SORTS[model_type].hyperparameters["epochs"] + 1))
     assert await _losses(ground, completed) == await _losses(ground, undisturbed[model_type])
     left = SORTS[model_type].left
     assert completed.artifacts[left].sha256 == undisturbed[model_type].artifacts[left].sha256

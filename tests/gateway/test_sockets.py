@@ -208,6 +208,17 @@ async def test_what_a_later_attempt_does_again_does_not_count_backwards(gateway:
     assert (steps, steps[-1]) == (sorted(steps), 20)
 
 
+async def test_a_run_that_saves_its_model_says_so_at_its_last_step(gateway: Process, created: NewRun):
+    run = await begun(await created(total=20))
+    async with watching(address(gateway, run.job)) as (watcher, task):
+        await run.add(TrainingProgressed(job_id=run.job, attempt=1, step=12, total_steps=20, metrics={"train_loss": 0.5}, doing="Saving the model"))
+        saving = await eventually(lambda: watcher.frames and watcher.frames[-1]["message"] == "Saving the model" and watcher.frames[-1])
+        await run.complete(12)
+        await asyncio.wait_for(task, 10)
+
+    assert (saving["completed_steps"], saving["loss"]) == (12, 0.5)
+
+
 async def test_a_merge_is_half_of_an_exports_way_and_not_its_end(gateway: Process, created: NewRun):
     run = await created()
     merge = FakeRun(run.log, run.nc, run.storage, run.project)

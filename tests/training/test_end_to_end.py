@@ -11,17 +11,17 @@ from libs.events import (
     Ancestor,
     FineTune,
     Fit,
-    FitInputs,
     TrainingCancelled,
     TrainingCheckpointed,
     TrainingCompleted,
     TrainingEvaluated,
     TrainingFailed,
+    TrainingProgressed,
     TrainingStarted,
 )
 from libs.storage import Storage
 from services.training.children import ENTRY, PRELOAD
-from tests.kit import fits, looks
+from tests.kit import fits
 from tests.kit.eventually import eventually
 from tests.kit.servers import revive
 from tests.kit.training import Job, child, kill, service
@@ -66,6 +66,7 @@ async def test_each_method_evaluates_keeps_and_begins_with_a_model_that_was_trai
         await first.create_with(msgspec.to_builtins(TUNING) | few | {"learning_rate": 1e-2})
         await first.prepare(_rows(16))
         done = await first.completed(patience=60)
+        saving = (await first.of(TrainingProgressed))[-1]
         below = Ancestor(job_id=first.id, project_id="p", method="lora", files=done.artifacts)
         on_it = msgspec.to_builtins(TUNING) | few | {"base_model": f"trainyard/{first.id}", "root": tiny.BASE, "ancestors": [msgspec.to_builtins(below)]}
         for method, job in tuned.items():
@@ -78,6 +79,9 @@ async def test_each_method_evaluates_keeps_and_begins_with_a_model_that_was_trai
         await lost.prepare(_rows(16))
         await eventually(lambda: lost.of(TrainingFailed), patience=30)
 
+    assert (saving.step, saving.doing, saving.made) == (6, "Saving the model", 0)
+    assert saving.metrics["train_loss"]
+
     learned = done.metrics["eval_loss"]
     for method, job in tuned.items():
         evaluated, kept = await job.of(TrainingEvaluated), await job.of(TrainingCheckpointed)
@@ -87,31 +91,6 @@ async def test_each_method_evaluates_keeps_and_begins_with_a_model_that_was_trai
     (failed,) = await lost.of(TrainingFailed)
     assert failed.code == "model_gone"
     assert first.id in failed.message
-
-
-@pytest.mark.parametrize(("model_type", "epochs", "file"), [("mlp", 30, "model.safetensors"), ("gradient_boosting", 150, "model.txt")])
-async def test_a_killed_fit_has_the_losses_and_the_model_of_an_undisturbed_one(
-    training: Process, new_job: Callable[[], Job], model_type: str, epochs: int, file: str
-):
-    fit = Fit(model_type=model_type, epochs=epochs, patience=0, learning_rate=0.01, seed=1)
-    undisturbed, killed = new_job(), new_job()
-    for job in (undisturbed, killed):
-        await job.create_with(msgspec.to_builtins(fit), inputs=msgspec.to_builtins(FitInputs(dataset_id="data", source="prepared")))
-        await job.prepare(fits.parquet(fits.mixed(missing=0.1)))
-    await undisturbed.completed(patience=60)
-    await killed.checkpointed()
-    kill(child(training))
-    first, second = await undisturbed.completed(), await killed.completed(patience=60)
-
-    assert (await killed.of(TrainingStarted))[1].resumed_from > 0
-    assert await undisturbed.curve(first.steps) == await killed.curve(second.steps)
-    assert (first.metrics, first.artifacts[file].sha256) == (second.metrics, second.artifacts[file].sha256)
-    assert {"model.onnx", "preprocess.json", "config.json", "README.md", file} <= set(second.artifacts)
-    told = {event.metrics["epoch"]: event.metrics for event in await killed.of(TrainingEvaluated)}
-    assert told == {event.metrics["epoch"]: event.metrics for event in await undisturbed.of(TrainingEvaluated)}
-    assert list(told) == list(range(1, epochs + 1))
-    assert second.summary["report"]["classes"] == ["high", "low", "middle"]
-    await killed.whole()
 
 
 async def test_a_fit_that_is_cancelled_stops_and_says_so(training: Process, new_job: Callable[[], Job]):
@@ -125,25 +104,6 @@ async def test_a_fit_that_is_cancelled_stops_and_says_so(training: Process, new_
     end = await job.ended()
     assert isinstance(end, TrainingCancelled)
     assert end.step > 0
-
-
-async def test_a_killed_network_for_images_is_the_one_of_an_undisturbed_run(training: Process, new_job: Callable[[], Job]):
-    fit = Fit(model_type="resnet18", smoke=True, pretrained=False, epochs=6, patience=0, batch_size=8, image_size=32, learning_rate=0.002)
-    undisturbed, killed = new_job(), new_job()
-    for job in (undisturbed, killed):
-        await job.create_with(msgspec.to_builtins(fit), inputs=msgspec.to_builtins(FitInputs(dataset_id="data", source="prepared")))
-        await job.prepare(looks.archive(looks.squares()))
-    await undisturbed.completed(patience=60)
-    await killed.checkpointed()
-    kill(child(training))
-    first, second = await undisturbed.completed(), await killed.completed(patience=60)
-
-    assert (await killed.of(TrainingStarted))[1].resumed_from > 0
-    assert await undisturbed.curve(first.steps) == await killed.curve(second.steps)
-    assert (first.metrics, first.artifacts["model.safetensors"].sha256) == (second.metrics, second.artifacts["model.safetensors"].sha256)
-    assert {"model.onnx", "config.json", "preprocess.json", "images.py", "README.md"} <= set(second.artifacts)
-    assert {event.metrics["epoch"] for event in await killed.of(TrainingEvaluated)} == set(range(1, 7))
-    await killed.whole()
 
 
 def _rows(count: int) -> bytes:

@@ -28,7 +28,7 @@ from services.gateway.audience import Audience, Listener
 from services.gateway.commands import Commands
 from services.gateway.domain import jobs
 from services.gateway.domain.errors import NotFound
-from services.gateway.domain.jobs import Job
+from services.gateway.domain.jobs import TRAIN, Job
 from services.gateway.live import Live, TooSlow
 from services.gateway.places import KINDS, Places
 from services.gateway.steps import Step
@@ -203,7 +203,7 @@ class Seen:
         for operation in job_views.project(recorded):
             self._row |= job_views.columns(operation)
         match recorded.event:
-            case TrainingProgressed(doing="") as event:
+            case TrainingProgressed() as event if self._job and self._job.kind == TRAIN:  # not a merge
                 self._total = event.total_steps
                 metrics = event.metrics
                 self._reach(Step(step=event.step, train_loss=metrics.get("train_loss"), learning_rate=metrics.get("learning_rate"), epoch=event.epoch))
