@@ -212,7 +212,8 @@ async def test_a_run_that_saves_its_model_says_so_at_its_last_step(gateway: Proc
     run = await begun(await created(total=20))
     async with watching(address(gateway, run.job)) as (watcher, task):
         await run.add(TrainingProgressed(job_id=run.job, attempt=1, step=12, total_steps=20, metrics={"train_loss": 0.5}, doing="Saving the model"))
-        saving = await eventually(lambda: watcher.frames and watcher.frames[-1]["message"] == "Saving the model" and watcher.frames[-1])
+        await eventually(lambda: watcher.frames and watcher.frames[-1]["message"] == "Saving the model")
+        saving = watcher.frames[-1]
         await run.complete(12)
         await asyncio.wait_for(task, 10)
 
