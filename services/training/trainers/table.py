@@ -434,10 +434,10 @@ class Network:
 
     def important(self, run: Run) -> dict[str, float]:
         """How much worse it does on held-out rows when a feature's values are dealt to the wrong rows."""
-        features, score = self.known.preparation.features, "accuracy" if self.known.classes else "r2"
+        every, score = self.known.preparation.features, "accuracy" if self.known.classes else "r2"
         began, rows = time.monotonic(), self._held_out(TRIED)
         self.answer(self.known.x[rows])
-        share = SHUFFLING / ((time.monotonic() - began) * len(features))
+        share = SHUFFLING / ((time.monotonic() - began) * len(every))
         if share < 1:
             rows = self._held_out(max(FEWEST_TRIED, int(share * len(rows))))
             self.notes.append(f"The importance of the features is measured on {len(rows)} rows.")
@@ -446,7 +446,7 @@ class Network:
         order = np.random.default_rng(self.fit.seed).permutation(len(rows))
         found: dict[str, float] = {}
         until = time.monotonic() + SHUFFLING
-        for feature in features:
+        for feature in every:
             if time.monotonic() > until:
                 self.notes.append("There was no time to measure the importance of every feature.")
                 break
